@@ -1,6 +1,7 @@
 """Media at the edge of the library: files in, uint8 RGB frames out. Knows nothing of models."""
 
+from purekv.media.files import check_file
 from purekv.media.image import read_image
-from purekv.media.video import Clip, read_video
+from purekv.media.video import Clip, Progress, read_video
 
-__all__ = ["Clip", "read_image", "read_video"]
+__all__ = ["Clip", "Progress", "check_file", "read_image", "read_video"]

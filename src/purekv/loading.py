@@ -1,0 +1,114 @@
+"""Checkpoints to models and processors: refused early, in one line, and never code from a hub."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+
+from purekv import families
+from purekv.errors import PureKVError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose config was read and whose family is supported; no weights yet."""
+
+    name: str
+    """Directory or hub id."""
+    config: Any
+
+    @classmethod
+    def find(cls, name: str | Path) -> "Checkpoint":
+        """Raises PureKVError for one that is not there, or not of a supported family."""
+        config = _config(str(name))
+        families.for_config(config)
+        return cls(str(name), config)
+
+    def processor(self) -> ProcessorMixin:
+        with self._explained():
+            return AutoProcessor.from_pretrained(self.name, trust_remote_code=False)
+
+    def model(self, *, device: str = "auto", dtype: str = "auto") -> PreTrainedModel:
+        """Load the weights, safetensors only.
+
+        `device`: "auto" (CUDA if there is one), or a torch device. `dtype`: "auto" (float32 on the
+        CPU, the checkpoint's own elsewhere) or a name in `DTYPES`.
+
+        Raises PureKVError for an unknown dtype, a device this machine lacks, or broken weights.
+        """
+        target = find_device(device)
+        with self._explained():
+            model = AutoModelForImageTextToText.from_pretrained(
+                self.name, config=self.config, dtype=_dtype(dtype, target), use_safetensors=True
+            )
+        return model.to(target).eval()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, SafetensorError) as error:
+            raise PureKVError(f"cannot load {self.name}: {_first_sentence(error)}") from error
+
+
+def _config(name: str) -> Any:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise PureKVError(
+                f"{name} has no config.json; give a transformers checkpoint directory"
+            )
+    elif path.exists():
+        raise PureKVError(f"{name} is a file; give the checkpoint's directory")
+    elif not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+        raise PureKVError(f"model directory not found: {name}; check the path, or give a hub id")
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise PureKVError(
+            f"cannot load the config of {name}: {_first_sentence(error)}; "
+            "give a checkpoint directory or a hub id such as Qwen/Qwen2.5-VL-3B-Instruct"
+        ) from error
+
+
+def find_device(name: str) -> torch.device:
+    """Raises PureKVError for a device that this machine lacks."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise PureKVError(f"device={name!r} is unknown; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise PureKVError(
+            f"device={name!r} is not on this machine, which has {torch.cuda.device_count()} CUDA "
+            "devices; use --device auto or cpu"
+        )
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype | str:
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    if name not in DTYPES:
+        raise PureKVError(f"dtype={name!r} is unknown; use auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _first_sentence(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return re.split(r"(?<=[a-z\d'\"])\. |: https?:", text)[0].rstrip(".")
