@@ -1,0 +1,33 @@
+"""`purekv`: the verbs, and what a mistyped one prints."""
+
+import sys
+
+import typer
+
+from purekv.cli import reference, run
+from purekv.cli.arguments import ManyValues
+
+app = typer.Typer(
+    name="purekv",
+    help="Vision-language models on long videos with a fraction of the KV cache.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("run", cls=ManyValues)(run.run)
+app.add_typer(reference.app, name="reference")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave with its exit code: 0, 2 for bad input, 130 for Ctrl-C."""
+    try:
+        code = app(arguments, standalone_mode=False)
+    except typer.Abort:
+        code = 130
+    except Exception as error:
+        # Usage errors; Typer brings its own copy of Click, so they have no common class to import.
+        if not hasattr(error, "format_message"):
+            raise
+        print(f"error: {error.format_message()} (see purekv --help)", file=sys.stderr)
+        code = 2
+    sys.exit(code or 0)

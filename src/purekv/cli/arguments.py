@@ -1,0 +1,70 @@
+"""Turning command-line words into values; all checks beyond syntax are the library's."""
+
+from typing import Any
+
+from typer.core import TyperCommand
+
+from purekv.errors import PureKVError
+
+MANY_VALUES = ("--image", "--video", "--ask")
+
+
+class ManyValues(TyperCommand):
+    """A command without positional arguments that takes `--image a b` for `--image a --image b`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, repeat_options(args))
+
+
+def repeat_options(args: list[str]) -> list[str]:
+    """Name the option again before each further value of an option that takes many."""
+    repeated: list[str] = []
+    current, filled = None, False
+    for word in args:
+        if word.startswith("-"):
+            name, has_value, _ = word.partition("=")
+            current, filled = (name if name in MANY_VALUES else None), bool(has_value)
+        elif current is not None:
+            if filled:
+                repeated.append(current)
+            filled = True
+        repeated.append(word)
+    return repeated
+
+
+def parse_budget(text: str) -> float | int:
+    """ "0.2" is a share, "200" a count of visual tokens."""
+    return _number(text, f"budget={text!r} is not a number; write a share such as 0.2 or a count")
+
+
+def parse_window(text: str) -> str | int:
+    """ "question", or the last N text tokens."""
+    if text == "question":
+        return text
+    return _integer(text, f"window={text!r}; write question or a number of text tokens")
+
+
+def parse_source_layers(text: str) -> str | tuple[int, ...]:
+    """ "auto", or layer numbers such as "2,8,14"."""
+    if text == "auto":
+        return text
+    hint = f"source_layers={text!r}; write auto, or layer numbers such as 2,8,14"
+    return tuple(_integer(word, hint) for word in text.split(","))
+
+
+def _integer(text: str, hint: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise PureKVError(hint) from None
+
+
+def _number(text: str, hint: str) -> float | int:
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        raise PureKVError(hint) from None

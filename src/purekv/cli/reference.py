@@ -1,0 +1,45 @@
+"""`purekv reference`: the embedded model and its questions."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from purekv.cli.errors import explains_errors
+from purekv.cli.progress import Steps
+
+app = typer.Typer(help="The embedded reference model and its questions.", no_args_is_help=True)
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+@app.command()
+@explains_errors
+def build(
+    directory: Annotated[Path, typer.Argument(help="Where to write the checkpoint.")],
+    debug: Debug = False,
+) -> None:
+    """Assemble the reference model as a standard checkpoint directory."""
+    from purekv.reference import build as build_checkpoint
+
+    with Steps().step("building the reference model"):
+        build_checkpoint(directory)
+    typer.echo(directory)
+
+
+@app.command()
+@explains_errors
+def data(
+    directory: Annotated[Path, typer.Argument(help="Where to write the files and data.jsonl.")],
+    n: Annotated[int, typer.Option("--n", help="Number of samples.")] = 100,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 0,
+    frames: Annotated[int, typer.Option(help="Frames a video; 1 writes images.")] = 20,
+    size: Annotated[int, typer.Option(help="Width and height in pixels.")] = 280,
+    debug: Debug = False,
+) -> None:
+    """Write videos with questions and answers that the reference model can be measured on."""
+    from purekv.reference import write_dataset
+
+    with Steps().step("drawing samples"):
+        path = write_dataset(directory, n=n, seed=seed, frames=frames, size=size)
+    typer.echo(path)

@@ -1,0 +1,210 @@
+"""`purekv run`: ask questions about videos and images on a compressed KV cache."""
+
+import json
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from purekv.cli.arguments import parse_budget, parse_source_layers, parse_window
+from purekv.cli.errors import explains_errors
+from purekv.cli.progress import Steps
+
+if TYPE_CHECKING:
+    from purekv.media import Clip
+
+MEDIA, COMPRESSION, MODEL, OUTPUT = "Media", "Compression", "Model", "Output"
+
+
+@explains_errors
+def run(
+    video: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Video files; 'sample' is the clip that ships with purekv, questions included.",
+            rich_help_panel=MEDIA,
+        ),
+    ] = None,
+    image: Annotated[
+        list[str] | None, typer.Option(help="Image files.", rich_help_panel=MEDIA)
+    ] = None,
+    ask: Annotated[
+        list[str] | None,
+        typer.Option(help="Questions, in turn; each continues the chat.", rich_help_panel=MEDIA),
+    ] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            help="Frames sampled per second. Default: the model's own.", rich_help_panel=MEDIA
+        ),
+    ] = None,
+    max_frames: Annotated[
+        int | None,
+        typer.Option(
+            help="Most frames of a video. Default: the model's own.", rich_help_panel=MEDIA
+        ),
+    ] = None,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            help="Most pixels of a frame or image. Default: the model's own.", rich_help_panel=MEDIA
+        ),
+    ] = None,
+    start: Annotated[
+        float, typer.Option(help="Second at which to start.", rich_help_panel=MEDIA)
+    ] = 0.0,
+    end: Annotated[
+        float | None,
+        typer.Option(help="Second at which to end.", rich_help_panel=MEDIA),
+    ] = None,
+    budget: Annotated[
+        str,
+        typer.Option(
+            help="Visual tokens to keep: a share (0.2) or a count (200).",
+            rich_help_panel=COMPRESSION,
+        ),
+    ] = "0.2",
+    scorer: Annotated[
+        str, typer.Option(help="How importance is estimated.", rich_help_panel=COMPRESSION)
+    ] = "clie",
+    source_layers: Annotated[
+        str,
+        typer.Option(
+            help="Layers whose attention is measured: auto, or e.g. 2,8,14.",
+            rich_help_panel=COMPRESSION,
+        ),
+    ] = "auto",
+    window: Annotated[
+        str,
+        typer.Option(
+            help="Text that observes: question, or the last N tokens.",
+            rich_help_panel=COMPRESSION,
+        ),
+    ] = "question",
+    prefill: Annotated[
+        str, typer.Option(help="Attention pattern of the prefill.", rich_help_panel=COMPRESSION)
+    ] = "dense",
+    evict: Annotated[
+        str, typer.Option(help="When entries leave the cache.", rich_help_panel=COMPRESSION)
+    ] = "post",
+    first_token: Annotated[
+        str,
+        typer.Option(
+            help="exact, or compressed: let the first answer token feel the eviction too.",
+            rich_help_panel=COMPRESSION,
+        ),
+    ] = "exact",
+    plan: Annotated[
+        str | None, typer.Option(help="A calibrated plan's file.", rich_help_panel=COMPRESSION)
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Hub id or directory. Default: the embedded reference model.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MODEL)
+    ] = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=MODEL),
+    ] = "auto",
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Longest answer, in tokens.", rich_help_panel=MODEL)
+    ] = 64,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare", help="Ask the uncompressed model as well.", rich_help_panel=OUTPUT
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=OUTPUT),
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", help="Show warnings and tracebacks.", rich_help_panel=OUTPUT),
+    ] = False,
+) -> None:
+    """Ask questions about videos and images, on a fraction of the KV cache.
+
+    purekv run --video sample --compare
+
+    purekv run --image a.png b.png --ask "Which is older?" --ask "Why?" --budget 0.1
+    """
+    from pathlib import Path
+
+    from purekv import PureKVConfig, PureKVError
+    from purekv.cli import tables
+    from purekv.cli.compare import Request, answer, to_json
+    from purekv.cli.quiet import quiet
+    from purekv.loading import Checkpoint, find_device
+    from purekv.media import check_file, read_image
+    from purekv.media.sample import SAMPLE, sample
+    from purekv.session import read_clip
+
+    if not debug:
+        quiet()
+    steps = Steps()
+    config = PureKVConfig(
+        budget=parse_budget(budget),
+        scorer=scorer,
+        source_layers=parse_source_layers(source_layers),
+        window=parse_window(window),
+        prefill=prefill,
+        evict=evict,
+        first_token=first_token,
+        plan=plan,
+    )
+    if max_new_tokens < 1:
+        raise PureKVError(f"max_new_tokens={max_new_tokens}; it must be at least 1")
+    find_device(device)
+    paths, questions = [Path(name) for name in video or []], list(ask or [])
+    for index, name in enumerate(video or []):
+        if name == SAMPLE:
+            paths[index], sample_questions = sample()
+            questions = questions or sample_questions
+    if not paths and not image:
+        raise PureKVError("nothing to look at; give --video FILE or --image FILE")
+    if not questions or not all(question.strip() for question in questions):
+        raise PureKVError('nothing to answer; give --ask "a question"')
+    for path in paths:
+        check_file(path, "video")
+    images = [read_image(path) for path in image or []]
+
+    if model is None:
+        from purekv.reference import default_checkpoint
+
+        with steps.step("preparing the reference model (built once)"):
+            model = str(default_checkpoint())
+    checkpoint = Checkpoint.find(model)
+    processor = checkpoint.processor()
+    clips: list[Clip] = []
+    began = time.perf_counter()
+    for path in paths:
+        with steps.step(f"decoding {path.name}") as progress:
+            clip = read_clip(
+                processor,
+                path,
+                fps=fps,
+                max_frames=max_frames,
+                max_pixels=max_pixels,
+                start=start,
+                end=end,
+                progress=progress,
+            )
+        clips.append(clip)
+    decode_video = time.perf_counter() - began
+    with steps.step("loading the model"):
+        loaded = checkpoint.model(device=device, dtype=dtype)
+    request = Request(
+        loaded, processor, clips, images, questions, max_pixels, max_new_tokens, decode_video
+    )
+    result = answer(request, config, compare=compare, steps=steps)
+    if as_json:
+        typer.echo(json.dumps(to_json(result, request, config, model)))
+    else:
+        tables.show(result, request, config)

@@ -1,0 +1,82 @@
+"""What people read: answers side by side, then what they cost."""
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from purekv import PureKVConfig
+from purekv.cli.compare import Outcome, Request, Result
+
+_MIB = 2**20
+
+
+def show(result: Result, request: Request, config: PureKVConfig) -> None:
+    """Print one table of answers and one of costs to stdout."""
+    console = Console(highlight=False)
+    console.print(_answers(result, request))
+    console.print(_costs(result, config))
+    if result.agreement is not None:
+        console.print(f"Equal answer tokens: {result.agreement:.0%}")
+
+
+def _answers(result: Result, request: Request) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("Question", ratio=2)
+    table.add_column("PureKV", ratio=1, style="bold")
+    outcomes = [result.compressed]
+    if result.dense is not None:
+        table.add_column("Uncompressed", ratio=1)
+        outcomes.append(result.dense)
+    for index, question in enumerate(request.questions):
+        answers = [Text(outcome.answers[index].text) for outcome in outcomes]
+        table.add_row(Text(question), *answers)
+    return table
+
+
+def _costs(result: Result, config: PureKVConfig) -> Table:
+    ours, dense = result.compressed, result.dense
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("")
+    table.add_column("PureKV", justify="right", style="bold")
+    if dense is not None:
+        table.add_column("Uncompressed", justify="right")
+        table.add_column("Ratio", justify="right")
+    tokens = f"{ours.visual_tokens}"
+    table.add_row("visual tokens", tokens, *([tokens] if dense else []))
+    table.add_row("budget", _budget(config.budget), *(["all"] if dense else []))
+    full = ours.kv_bytes_full
+    _add(table, "KV cache, MiB", ours.kv_bytes_kept / _MIB, full / _MIB if dense else None)
+    if dense is None:
+        table.add_row("KV cache uncompressed, MiB", f"{full / _MIB:.1f}")
+        table.add_row("compression", f"{ours.compression:.2f}x")
+    peak = None if dense is None else dense.peak_bytes / _MIB
+    _add(table, "peak memory, MiB", ours.peak_bytes / _MIB, peak)
+    for phase, name in _PHASES.items():
+        _add(table, f"{name}, s", ours.seconds[phase], _seconds(dense, phase))
+    return table
+
+
+_PHASES = {
+    "decode_video": "reading video",
+    "vision": "vision tower",
+    "prefill": "prefill",
+    "decode": "decode",
+}
+
+
+def _seconds(dense: Outcome | None, phase: str) -> float | None:
+    # The file is read once for both.
+    return None if dense is None or phase == "decode_video" else dense.seconds[phase]
+
+
+def _add(table: Table, name: str, ours: float, dense: float | None) -> None:
+    digits = 1 if "MiB" in name else 2
+    row = [name, f"{ours:.{digits}f}"]
+    if dense is not None:
+        row += [f"{dense:.{digits}f}", f"{dense / ours:.2f}x" if ours else ""]
+    table.add_row(*row)
+
+
+def _budget(budget: float | int) -> str:
+    return f"{budget:.0%}" if isinstance(budget, float) else str(budget)
