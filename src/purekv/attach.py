@@ -1,0 +1,285 @@
+"""PureKV on one model: plug in, run, restore.
+
+The story of a prefill, top to bottom: the layout is found from the ids (`_before_model`), the
+cache is made to forget and the mask is built (`_before_language_model`), each layer attends to
+everything and is then scored and compacted (`_attend`, `_evict`), and where the first token must
+feel the eviction, the text behind the last visual token runs once more
+(`_after_language_model`). Decoding needs only the cache.
+"""
+
+import inspect
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from purekv import families
+from purekv.attention import NAME_PREFIX, Backend
+from purekv.budget import keep_counts
+from purekv.cache import cache_bytes, is_compressed, make_evicting
+from purekv.config import PureKVConfig
+from purekv.errors import PureKVError
+from purekv.prefill import Prefill
+from purekv.report import Report
+from purekv.scoring import make_scorer
+from purekv.timing import PhaseTimer
+
+
+class PureKV:
+    """Compress the KV cache of a transformers vision-language model while it runs.
+
+    with PureKV(PureKVConfig(budget=0.2))(model) as run:
+        output = model.generate(**inputs, max_new_tokens=64)
+    print(run.report)
+    """
+
+    def __init__(self, config: PureKVConfig | None = None) -> None:
+        self.config = config or PureKVConfig()
+
+    def __call__(self, model: PreTrainedModel) -> "Run":
+        """A context manager that changes `model` on entry and restores it on exit."""
+        return Run(self.config, model)
+
+
+class Run:
+    """PureKV attached to one model.
+
+    Every prefill (a forward on an empty cache) is compressed on its own; a forward on a cache that
+    a run compressed continues it. The state of a conversation is in its cache, not here.
+
+    Raises:
+        PureKVError: when made, if the model, its attention or the config's layers are not
+            supported; in a forward, if the request is not.
+    """
+
+    def __init__(self, config: PureKVConfig, model: PreTrainedModel) -> None:
+        self.config = config
+        self._model = model
+        self._family = families.for_config(model.config)
+        self._multimodal = self._family.multimodal_model(model)
+        self._language = self._family.language_model(model)
+        _refuse_sliding_layers(self._language.config)
+        self._num_layers: int = self._language.config.num_hidden_layers
+        self._scorer = make_scorer(config, self._num_layers)
+        self._backend = Backend(self._language)
+        self._timer = PhaseTimer(model)
+        self._name = f"{NAME_PREFIX}{id(self):x}"
+        self._handles: list[RemovableHandle] = []
+        self._report: dict[str, Any] | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._prefill: Prefill | None = None
+        self._cache: Cache | None = None
+        self._continuing = False
+        self._mask: Tensor | None = None  # of a forward on an empty cache
+        self._new_tokens: Tensor | None = None  # bool [B, q_len], where a continuation has padding
+
+    def __enter__(self) -> "Run":
+        if self._language.config._attn_implementation != self._backend.name:
+            raise PureKVError("this model is inside another PureKV block; leave that one first")
+        ALL_ATTENTION_FUNCTIONS[self._name] = self._attend
+        self._language.config._attn_implementation = self._name
+        self._timer.__enter__()
+        language = self._language
+        self._handles = [
+            self._multimodal.register_forward_pre_hook(self._before_model, with_kwargs=True),
+            language.register_forward_pre_hook(self._before_language_model, with_kwargs=True),
+            language.register_forward_hook(self._after_language_model, with_kwargs=True),
+        ]
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._timer.__exit__()
+        self._language.config._attn_implementation = self._backend.name
+        del ALL_ATTENTION_FUNCTIONS[self._name]
+        self._forget()
+
+    @property
+    def report(self) -> Report:
+        """What the last prefill kept, and the seconds since it began. Waits for the device.
+
+        Raises:
+            PureKVError: nothing was compressed yet.
+        """
+        if self._report is None:
+            raise PureKVError("nothing was compressed yet; run model.generate inside the block")
+        return Report(**self._report, seconds=self._timer.seconds)
+
+    # The hooks, in the order in which they run.
+
+    def _before_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Find the layout of a new prompt; refuse what cannot be served before any pixel runs."""
+        self._forget()
+        inputs = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        cache = inputs.get("past_key_values")
+        if cache is not None and cache.get_seq_length() > 0:
+            self._check_continuation(cache, inputs)
+        elif inputs.get("use_cache") is not False:
+            if cache is not None:
+                make_evicting(cache, self._num_layers)
+            layout = self._family.layout(self._model.config, inputs)
+            if not any(layout.visual_tokens):
+                raise PureKVError(
+                    "the prompt has no visual tokens to evict; add an image or a video, or run "
+                    "the model outside PureKV"
+                )
+            quota = keep_counts(self.config.budget, layout)
+            self._prefill = Prefill(self.config, self._scorer, layout, quota)
+            self._timer.reset()
+
+    def _before_language_model(
+        self, module: nn.Module, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        """Take the cache in hand, and own the mask."""
+        cache = kwargs.get("past_key_values")
+        if cache is None and self._prefill is not None:
+            cache = DynamicCache()
+            make_evicting(cache, self._num_layers)
+            kwargs["past_key_values"] = cache
+        self._cache = cache
+        self._continuing = cache is not None and cache.get_seq_length() > 0
+        embeds, attention_mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
+        if not self._continuing:
+            positions = _text_positions(kwargs.get("position_ids")) if cache is None else None
+            self._mask = self._backend.prefill_mask(embeds, attention_mask, positions)
+        elif self._new_tokens is None and attention_mask is not None and embeds.shape[1] > 1:
+            # A generated token is never padding; a further turn of a batch may have some.
+            new_tokens = attention_mask[:, -embeds.shape[1] :].bool()
+            self._new_tokens = None if new_tokens.all() else new_tokens
+        return args, kwargs
+
+    def _attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """The registered attention function: the model's own, with our mask, then eviction.
+
+        Shapes: query [B, num_attention_heads, q_len, D], key and value [B, num_key_value_heads,
+        entries, D].
+        """
+        if self._continuing:
+            assert self._cache is not None
+            layer = self._cache.layers[module.layer_idx]
+            if self._new_tokens is not None:
+                layer.mark_padding(self._new_tokens)
+            mask = self._backend.continuation_mask(query, key.shape[2], layer.is_entry)
+            return self._backend.forward(module, query, key, value, mask, **kwargs)
+        mask = None if self._mask is None else self._mask.to(query.device)
+        output = self._backend.forward(module, query, key, value, mask, **kwargs)
+        if self._prefill is not None:
+            scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+            self._evict(self._prefill, module.layer_idx, query, key, value, scaling)
+        return output
+
+    def _evict(
+        self,
+        prefill: Prefill,
+        layer_idx: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+    ) -> None:
+        assert self._cache is not None
+        layer = self._cache.layers[layer_idx]
+        prefill.kv_bytes_full += key.nbytes + value.nbytes
+        if prefill.evicts:
+            selection = prefill.select(layer_idx, query, key, value, scaling)
+            layer.evict(key, value, selection, prefill.seen)
+        elif prefill.layout.has_padding:
+            layer.mark_padding(prefill.layout.is_token)
+
+    def _after_language_model(
+        self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        prefill, self._prefill = self._prefill, None
+        self._mask = None
+        if prefill is None:
+            return output
+        assert self._cache is not None
+        if prefill.tail is not None:
+            self._rerun_tail(module, kwargs, prefill.tail, output)
+        self._report = {
+            "visual_tokens": list(prefill.layout.visual_tokens),
+            "kept_visual_tokens": list(prefill.quota),
+            "text_tokens": list(prefill.layout.text_tokens),
+            "kept_per_layer": [layer.physical_length for layer in self._cache.layers],
+            "source_layers": prefill.source_layers,
+            "kv_bytes_full": prefill.kv_bytes_full,
+            "kv_bytes_kept": cache_bytes(self._cache),
+        }
+        return output
+
+    def _rerun_tail(
+        self, module: nn.Module, kwargs: dict[str, Any], tail: Tensor, output: Any
+    ) -> None:
+        """Compute the text behind the last visual token again, on the compressed cache.
+
+        Args:
+            kwargs: of the language model's forward that was just done.
+            tail: bool [B, n]; which of the newest n positions run again.
+            output: of that forward; its `last_hidden_state` [B, S, hidden] is replaced there.
+        """
+        length = tail.shape[1]
+        embeds, position_ids = kwargs["inputs_embeds"], kwargs.get("position_ids")
+        tail = tail.to(embeds.device)
+        self._new_tokens = None if tail.all() else tail
+        again = module(
+            **{
+                **kwargs,
+                "inputs_embeds": embeds[:, -length:],
+                "position_ids": None if position_ids is None else position_ids[..., -length:],
+                "attention_mask": None,
+            }
+        )
+        hidden = output.last_hidden_state
+        tail = tail.to(hidden.device)[..., None]
+        newest = torch.where(tail, again.last_hidden_state, hidden[:, -length:])
+        output.last_hidden_state = torch.cat([hidden[:, :-length], newest], dim=1)
+        self._new_tokens = None
+
+    def _check_continuation(self, cache: Cache, inputs: dict[str, Any]) -> None:
+        if not is_compressed(cache):
+            raise PureKVError(
+                "this cache was not filled by PureKV; start from an empty one, or go on outside"
+            )
+        pixels = bool(inputs.get("mm_encoder_outputs")) or any(
+            inputs.get(name) is not None for name in self._family.pixel_arguments
+        )
+        ids = inputs.get("input_ids")
+        if not pixels and ids is not None and ids.shape[1] > 1:
+            tokens = list(self._family.visual_token_ids(self._model.config).values())
+            pixels = bool(torch.isin(ids, torch.tensor(tokens, device=ids.device)).any())
+        if pixels:
+            raise PureKVError(
+                "images or videos were sent on a follow-up turn; the cache already holds the "
+                "compressed ones, so pass only input_ids and attention_mask"
+            )
+
+
+def _refuse_sliding_layers(config: Any) -> None:
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    if kinds:
+        raise PureKVError(
+            f"layers of type {', '.join(sorted(kinds))} are not supported; "
+            "load a model whose layers all use full attention"
+        )
+
+
+def _text_positions(position_ids: Tensor | None) -> Tensor | None:
+    """The row of text positions that `generate` puts in front of the three of M-RoPE."""
+    if position_ids is not None and position_ids.ndim == 3 and position_ids.shape[0] == 4:
+        return position_ids[0]
+    return None

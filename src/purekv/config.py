@@ -1,0 +1,145 @@
+"""What a user may ask for: one frozen, validated, JSON-serialisable dataclass."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from purekv.errors import PureKVError
+
+# The contract names more values than are built; asking for one of those is refused here, before
+# any work, rather than silently served by something else.
+AVAILABLE: dict[str, tuple[str, ...]] = {
+    "prefill": ("dense",),
+    "evict": ("post",),
+    "scope": ("visual",),
+    "first_token": ("exact", "compressed"),
+}
+
+
+@dataclass(frozen=True)
+class PureKVConfig:
+    """Settings of one PureKV run.
+
+    Raises:
+        PureKVError: a value is out of range or not available; the message names what is.
+    """
+
+    budget: float | int = 0.2
+    """Visual tokens kept per (layer, KV head): a share in (0, 1], or a count of 2 or more."""
+
+    scorer: str = "clie"
+    """How importance is estimated: a name in `purekv.scoring.SCORERS`."""
+
+    source_layers: tuple[int, ...] | str = "auto"
+    """Layers whose attention is measured (CLIE); each serves the layers up to the next one."""
+
+    window: int | str = "question"
+    """Observing queries: "question" (all text after the last visual token) or the last N text
+    tokens."""
+
+    prefill: str = "dense"
+    """Attention pattern of the prefill."""
+
+    evict: str = "post"
+    """When entries leave: "post", after the layer's own attention, so that prefill is exact."""
+
+    plan: str | None = None
+    """Path of a calibrated plan."""
+
+    scope: str = "visual"
+    """Which entries may be evicted: "visual" tokens only."""
+
+    first_token: str = "exact"
+    """"exact": the first answer token comes out of the prefill. "compressed": the text behind the
+    last visual token is recomputed on the compressed cache first, so that every answer token
+    feels the eviction."""
+
+    tolerance: float | None = None
+    """Limit of the error certificate."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.source_layers, list):
+            object.__setattr__(self, "source_layers", tuple(self.source_layers))
+        _check_budget(self.budget)
+        _check_source_layers(self.source_layers)
+        _check_window(self.window)
+        _check_scorer(self.scorer)
+        for name, allowed in AVAILABLE.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise PureKVError(f"{name}={value!r} is not available; use {_one_of(allowed)}")
+        for name in ("plan", "tolerance"):
+            if getattr(self, name) is not None:
+                raise PureKVError(f"{name} is not available in this version; leave it at None")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, every field."""
+        data = asdict(self)
+        if isinstance(self.source_layers, tuple):
+            data["source_layers"] = list(self.source_layers)
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "PureKVConfig":
+        """Inverse of `to_dict`; unknown keys are refused."""
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(data) - set(known))
+        if unknown:
+            raise PureKVError(f"unknown setting {unknown[0]!r}; settings are {', '.join(known)}")
+        return cls(**data)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> "PureKVConfig":
+        return cls.from_dict(json.loads(text))
+
+
+def _one_of(names: tuple[str, ...]) -> str:
+    return " or ".join(repr(name) for name in names)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_budget(budget: object) -> None:
+    hint = "write a share in (0, 1] such as 0.2, or a count of visual tokens such as 200"
+    if _is_int(budget):
+        if budget == 1:
+            raise PureKVError("budget=1 is ambiguous; write 1.0 for everything, or a count above 1")
+        if budget < 1:  # type: ignore[operator]
+            raise PureKVError(f"budget={budget} is out of range; {hint}")
+    elif isinstance(budget, float):
+        if not 0.0 < budget <= 1.0:
+            raise PureKVError(f"budget={budget} is out of range; {hint}")
+    else:
+        raise PureKVError(f"budget={budget!r} is not a number; {hint}")
+
+
+def _check_source_layers(source_layers: object) -> None:
+    if source_layers == "auto":
+        return
+    hint = "write 'auto' or ascending layer numbers such as (2, 8, 14)"
+    if not isinstance(source_layers, tuple) or not source_layers:
+        raise PureKVError(f"source_layers={source_layers!r} is not understood; {hint}")
+    if not all(_is_int(layer) and layer >= 0 for layer in source_layers):
+        raise PureKVError(f"source_layers={source_layers!r} is not understood; {hint}")
+    if list(source_layers) != sorted(set(source_layers)):
+        raise PureKVError(f"source_layers={source_layers!r} is not ascending; {hint}")
+
+
+def _check_window(window: object) -> None:
+    if window != "question" and not (_is_int(window) and window >= 1):  # type: ignore[operator]
+        raise PureKVError(
+            f"window={window!r} is not understood; write 'question' or a number of text tokens"
+        )
+
+
+def _check_scorer(scorer: object) -> None:
+    from purekv.scoring import SCORERS
+
+    if scorer not in SCORERS:
+        raise PureKVError(f"scorer={scorer!r} is unknown; scorers are {', '.join(SCORERS)}")

@@ -1,0 +1,77 @@
+"""Where the visual tokens of a prompt are. Built once a prefill, on the CPU."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class VisualSpan:
+    """One image or video in a prompt: `t * h * w` consecutive tokens, frame after frame."""
+
+    start: int
+    """Position of the first token in its (padded) row."""
+    grid: tuple[int, int, int]
+    """Tokens in time, height and width, as the language model sees them (after merging)."""
+    modality: str
+    """"image" or "video"."""
+
+    @property
+    def length(self) -> int:
+        t, h, w = self.grid
+        return t * h * w
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What each position of a padded batch is. B rows of S positions."""
+
+    is_token: Tensor
+    """bool [B, S]; False at padding."""
+    is_visual: Tensor
+    """bool [B, S]; True at image and video tokens."""
+    spans: tuple[tuple[VisualSpan, ...], ...]
+    """The visual spans of each row, in order."""
+
+    @classmethod
+    def build(cls, is_token: Tensor, spans: Sequence[Sequence[VisualSpan]]) -> "Layout":
+        """`is_token`: bool [B, S] on the CPU; `spans`: those of each row."""
+        is_visual = torch.zeros_like(is_token)
+        for row, row_spans in enumerate(spans):
+            for span in row_spans:
+                is_visual[row, span.start : span.start + span.length] = True
+        return cls(is_token, is_visual, tuple(tuple(row_spans) for row_spans in spans))
+
+    def to(self, device: torch.device) -> "Layout":
+        return Layout(self.is_token.to(device), self.is_visual.to(device), self.spans)
+
+    @property
+    def is_text(self) -> Tensor:
+        """bool [B, S]; tokens that are neither padding nor visual."""
+        return self.is_token & ~self.is_visual
+
+    @property
+    def is_tail(self) -> Tensor:
+        """bool [B, S]; text behind the row's last visual token; nothing in rows without one."""
+        behind = torch.zeros_like(self.is_token)
+        for row, row_spans in enumerate(self.spans):
+            if row_spans:
+                behind[row, row_spans[-1].start + row_spans[-1].length :] = True
+        return behind & self.is_token
+
+    @cached_property
+    def visual_tokens(self) -> tuple[int, ...]:
+        """Visual tokens of each row."""
+        return tuple(sum(span.length for span in row) for row in self.spans)
+
+    @cached_property
+    def text_tokens(self) -> tuple[int, ...]:
+        """Text tokens of each row, padding not counted."""
+        return tuple(self.is_text.sum(-1).tolist())
+
+    @property
+    def has_padding(self) -> bool:
+        return not bool(self.is_token.all())

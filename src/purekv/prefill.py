@@ -1,0 +1,78 @@
+"""One prefill being compressed: what is shared between its layers."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from purekv.config import PureKVConfig
+from purekv.layout import Layout
+from purekv.scoring import LayerInputs, Scorer
+from purekv.selection import Candidates, Selection, select
+from purekv.window import Window, observation_window
+
+
+class Prefill:
+    """Scores and selects, layer after layer, for one prompt.
+
+    Args:
+        config: the run's.
+        scorer: the config's, for this model.
+        layout: of the prompt, on the CPU.
+        quota: visual entries that each (layer, KV head) keeps, per row.
+
+    Raises:
+        PureKVError: a row has nothing to score with.
+    """
+
+    def __init__(
+        self, config: PureKVConfig, scorer: Scorer, layout: Layout, quota: Sequence[int]
+    ) -> None:
+        self.layout = layout
+        self.quota = tuple(quota)
+        self.evicts = self.quota != layout.visual_tokens
+        """False if the budget keeps everything; then nothing at all is changed."""
+        self.source_layers: list[int] = []
+        self.kv_bytes_full = 0
+
+        protected = layout.is_text
+        self.tail: Tensor | None = None
+        """bool [B, n]; the newest n positions, True at text that runs again on the compressed
+        cache. None if nothing does."""
+        if self.evicts and config.first_token == "compressed":
+            protected = protected & ~layout.is_tail
+            first = int(layout.is_tail.any(0).nonzero()[0])
+            self.tail = layout.is_tail[:, first:]
+        self._scorer = scorer
+        self._window = observation_window(layout, config.window)
+        self._candidates = Candidates.build(layout.is_visual, protected, self.quota)
+        self._on_device: dict[torch.device, tuple[Layout, Window, Candidates]] = {}
+        self._observed: Tensor | None = None
+
+    @property
+    def seen(self) -> int:
+        """Positions that the cache has seen once its layers are evicted."""
+        seq_len = self.layout.is_token.shape[1]
+        return seq_len if self.tail is None else seq_len - self.tail.shape[1]
+
+    @torch.no_grad()
+    def select(
+        self, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Selection:
+        """Score one layer and choose its entries.
+
+        Args:
+            query: [B, num_attention_heads, S, D], rotated.
+            key, value: [B, num_key_value_heads, S, D].
+        """
+        device = value.device
+        if device not in self._on_device:
+            parts = (self.layout.to(device), self._window.to(device), self._candidates.to(device))
+            self._on_device[device] = parts
+        layout, window, candidates = self._on_device[device]
+        layer = LayerInputs(layer_idx, query, key, value, scaling, layout, window)
+        if self._scorer.observes(layer_idx):
+            self._observed = self._scorer.observe(layer)
+            self.source_layers.append(layer_idx)
+        scores = self._scorer.score(layer, self._observed)
+        return select(scores.expand(value.shape[:3]), candidates)

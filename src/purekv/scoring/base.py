@@ -1,0 +1,54 @@
+"""What a scorer sees and what it answers."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from purekv.layout import Layout
+from purekv.window import Window, window_attention
+
+
+@dataclass(frozen=True)
+class LayerInputs:
+    """One layer at the end of its prefill attention. B rows, S positions, padding included."""
+
+    layer_idx: int
+    query: Tensor
+    """[B, num_attention_heads, S, D], rotated."""
+    key: Tensor
+    """[B, num_key_value_heads, S, D], rotated."""
+    value: Tensor
+    """[B, num_key_value_heads, S, D]."""
+    scaling: float
+    layout: Layout
+    """On the layer's device."""
+    window: Window
+    """On the layer's device."""
+
+    def window_attention(self) -> Tensor:
+        """float32 [B, num_key_value_heads, groups, S]; see `purekv.window.window_attention`."""
+        return window_attention(
+            self.query, self.key, self.scaling, self.window, self.layout.is_token
+        )
+
+    def value_norm(self) -> Tensor:
+        """L2 norm of each value vector, float32 [B, num_key_value_heads, S]."""
+        return torch.linalg.vector_norm(self.value, dim=-1, dtype=torch.float32)
+
+
+class Scorer(Protocol):
+    """Importance of cache entries. Holds hyperparameters only, nothing of a request."""
+
+    def observes(self, layer_idx: int) -> bool:
+        """Whether `observe` runs at this layer."""
+        ...
+
+    def observe(self, layer: LayerInputs) -> Tensor:
+        """What this layer and the ones after it score with, until the next observation."""
+        ...
+
+    def score(self, layer: LayerInputs, observed: Tensor | None) -> Tensor:
+        """Importance, float32, broadcastable to [B, num_key_value_heads, S]; higher is kept."""
+        ...

@@ -1,0 +1,116 @@
+"""Where the seconds of a request go, measured by hooks, without waiting for the device."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from purekv import families
+
+Stamp = float | torch.cuda.Event
+
+
+class PhaseTimer:
+    """Seconds spent in the vision tower, in prefill and in decode, of one model's forwards.
+
+    A forward of several tokens counts as prefill (the vision tower's part apart), one of a single
+    token as decode. Sampling between forwards is not counted.
+
+        with PhaseTimer(model) as timer:
+            model.generate(**inputs)
+        timer.seconds  # {"vision": ..., "prefill": ..., "decode": ...}
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._vision = families.for_config(model.config).vision_tower(model)
+        self._handles: list[RemovableHandle] = []
+        self._started: dict[str, Stamp] = {}
+        self._encoded: list[tuple[Stamp, Stamp]] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """Start a new request: forget all but the pixels encoded for it and a forward under way."""
+        self._intervals: dict[str, list[tuple[Stamp, Stamp]]] = {
+            "encode": list(self._encoded),  # the vision tower, run by `generate` before the model
+            "vision": [],  # the vision tower, run by the model
+            "forward": [],
+            "decode": [],
+        }
+
+    def __enter__(self) -> "PhaseTimer":
+        model, vision = self._model, self._vision
+        self._handles = [
+            model.register_forward_pre_hook(self._start("forward"), with_kwargs=True),
+            model.register_forward_hook(self._stop_forward, with_kwargs=True),
+            vision.register_forward_pre_hook(self._start("vision"), with_kwargs=True),
+            vision.register_forward_hook(self._stop_vision),
+        ]
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds per phase so far. Waits for the device once."""
+        total = {
+            name: sum(_elapsed(start, stop) for start, stop in intervals)
+            for name, intervals in self._intervals.items()
+        }
+        return {
+            "vision": total["encode"] + total["vision"],
+            "prefill": max(0.0, total["forward"] - total["vision"]),
+            "decode": total["decode"],
+        }
+
+    def _start(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            self._started[name] = _stamp(module)
+
+        return hook
+
+    def _stop_vision(self, module: nn.Module, args: Any, output: Any) -> None:
+        interval = self._started.pop("vision"), _stamp(module)
+        if "forward" in self._started:
+            self._intervals["vision"].append(interval)
+        else:
+            self._intervals["encode"].append(interval)
+            self._encoded.append(interval)
+
+    def _stop_forward(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        phase = "decode" if _query_length(args, kwargs) == 1 else "forward"
+        self._intervals[phase].append((self._started.pop("forward"), _stamp(module)))
+        self._encoded = []
+
+
+def _query_length(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    ids = kwargs.get("input_ids")
+    if ids is None:
+        ids = kwargs.get("inputs_embeds")
+    if ids is None:
+        ids = args[0]
+    return int(ids.shape[1])
+
+
+def _stamp(module: nn.Module) -> Stamp:
+    device = next(module.parameters()).device
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def _elapsed(start: Stamp, stop: Stamp) -> float:
+    if isinstance(start, torch.cuda.Event) and isinstance(stop, torch.cuda.Event):
+        stop.synchronize()
+        return float(start.elapsed_time(stop)) / 1000
+    assert not isinstance(start, torch.cuda.Event)
+    assert not isinstance(stop, torch.cuda.Event)
+    return stop - start
