@@ -43,6 +43,8 @@ class Outcome:
 
     answers: list[Answer]
     visual_tokens: int
+    kept_visual_tokens: int
+    """Those that each (layer, KV head) keeps."""
     kv_bytes_full: int
     kv_bytes_kept: int
     seconds: dict[str, float]
@@ -56,6 +58,7 @@ class Outcome:
         return {
             "answers": [answer.text for answer in self.answers],
             "visual_tokens": self.visual_tokens,
+            "kept_visual_tokens": self.kept_visual_tokens,
             "kv_bytes_full": self.kv_bytes_full,
             "kv_bytes_kept": self.kv_bytes_kept,
             "compression": self.compression,
@@ -129,6 +132,7 @@ def _answer_compressed(
     return Outcome(
         answers,
         sum(report.visual_tokens),
+        sum(report.kept_visual_tokens),
         report.kv_bytes_full,
         report.kv_bytes_kept,
         {"decode_video": request.decode_video, **report.seconds},
@@ -153,7 +157,9 @@ def _answer_dense(
             seconds = {"decode_video": request.decode_video, **timer.seconds}
     finally:
         hook.remove()
-    return Outcome(answers, visual_tokens, kv_bytes[0], kv_bytes[0], seconds, peak.bytes)
+    return Outcome(
+        answers, visual_tokens, visual_tokens, kv_bytes[0], kv_bytes[0], seconds, peak.bytes
+    )
 
 
 def _ask(request: Request, progress: Callable[[int, int], None]) -> list[Answer]:

@@ -207,4 +207,4 @@ def run(
     if as_json:
         typer.echo(json.dumps(to_json(result, request, config, model)))
     else:
-        tables.show(result, request, config)
+        tables.show(result, request)

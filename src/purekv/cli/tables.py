@@ -5,17 +5,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from purekv import PureKVConfig
 from purekv.cli.compare import Outcome, Request, Result
 
 _MIB = 2**20
 
 
-def show(result: Result, request: Request, config: PureKVConfig) -> None:
+def show(result: Result, request: Request) -> None:
     """Print one table of answers and one of costs to stdout."""
     console = Console(highlight=False)
     console.print(_answers(result, request))
-    console.print(_costs(result, config))
+    console.print(_costs(result))
     if result.agreement is not None:
         console.print(f"Equal answer tokens: {result.agreement:.0%}")
 
@@ -29,12 +28,12 @@ def _answers(result: Result, request: Request) -> Table:
         table.add_column("Uncompressed", ratio=1)
         outcomes.append(result.dense)
     for index, question in enumerate(request.questions):
-        answers = [Text(outcome.answers[index].text) for outcome in outcomes]
-        table.add_row(Text(question), *answers)
+        answers = [_printable(outcome.answers[index].text) for outcome in outcomes]
+        table.add_row(_printable(question), *answers)
     return table
 
 
-def _costs(result: Result, config: PureKVConfig) -> Table:
+def _costs(result: Result) -> Table:
     ours, dense = result.compressed, result.dense
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("")
@@ -42,13 +41,12 @@ def _costs(result: Result, config: PureKVConfig) -> Table:
     if dense is not None:
         table.add_column("Uncompressed", justify="right")
         table.add_column("Ratio", justify="right")
-    tokens = f"{ours.visual_tokens}"
-    table.add_row("visual tokens", tokens, *([tokens] if dense else []))
-    table.add_row("budget", _budget(config.budget), *(["all"] if dense else []))
+    kept = None if dense is None else dense.kept_visual_tokens
+    _add(table, "visual tokens", ours.kept_visual_tokens, kept)
     full = ours.kv_bytes_full
     _add(table, "KV cache, MiB", ours.kv_bytes_kept / _MIB, full / _MIB if dense else None)
     if dense is None:
-        table.add_row("KV cache uncompressed, MiB", f"{full / _MIB:.1f}")
+        table.add_row("uncompressed, MiB", f"{full / _MIB:.1f}")
         table.add_row("compression", f"{ours.compression:.2f}x")
     peak = None if dense is None else dense.peak_bytes / _MIB
     _add(table, "peak memory, MiB", ours.peak_bytes / _MIB, peak)
@@ -71,12 +69,13 @@ def _seconds(dense: Outcome | None, phase: str) -> float | None:
 
 
 def _add(table: Table, name: str, ours: float, dense: float | None) -> None:
-    digits = 1 if "MiB" in name else 2
+    digits = 0 if isinstance(ours, int) else 1 if "MiB" in name else 2
     row = [name, f"{ours:.{digits}f}"]
     if dense is not None:
         row += [f"{dense:.{digits}f}", f"{dense / ours:.2f}x" if ours else ""]
     table.add_row(*row)
 
 
-def _budget(budget: float | int) -> str:
-    return f"{budget:.0%}" if isinstance(budget, float) else str(budget)
+def _printable(text: str) -> Text:
+    """A model may write anything, control codes of the terminal among it."""
+    return Text("".join(char if char.isprintable() else " " for char in text))
