@@ -2,7 +2,6 @@
 
 import gc
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -15,7 +14,7 @@ from transformers import __version__ as transformers_version
 import purekv
 from purekv import PureKV, PureKVConfig
 from purekv.cache import cache_bytes
-from purekv.cli.progress import Steps
+from purekv.cli.progress import Step, step
 from purekv.media import Clip
 from purekv.memory import PeakMemory
 from purekv.report import PhaseTimer
@@ -85,16 +84,16 @@ class Result:
         return sum(ours == theirs for ours, theirs in pairs) / max(len(pairs), 1)
 
 
-def answer(request: Request, config: PureKVConfig, *, compare: bool, steps: Steps) -> Result:
+def answer(request: Request, config: PureKVConfig, *, compare: bool) -> Result:
     """Run the chat with PureKV and, with `compare`, once more without."""
     if compare:
         _warm_up(request.model)
-    with steps.step("answering with PureKV") as progress:
+    with step("answering with PureKV") as progress:
         compressed = _answer_compressed(request, config, progress)
     if not compare:
         return Result(compressed, None)
     _release(request.model)
-    with steps.step("answering without") as progress:
+    with step("answering without") as progress:
         return Result(compressed, _answer_dense(request, compressed.visual_tokens, progress))
 
 
@@ -123,9 +122,7 @@ def to_json(
     return data
 
 
-def _answer_compressed(
-    request: Request, config: PureKVConfig, progress: Callable[[int, int], None]
-) -> Outcome:
+def _answer_compressed(request: Request, config: PureKVConfig, progress: Step) -> Outcome:
     with PeakMemory(request.model.device) as peak, PureKV(config)(request.model) as run:
         answers = _ask(request, progress)
         report = run.report
@@ -140,9 +137,7 @@ def _answer_compressed(
     )
 
 
-def _answer_dense(
-    request: Request, visual_tokens: int, progress: Callable[[int, int], None]
-) -> Outcome:
+def _answer_dense(request: Request, visual_tokens: int, progress: Step) -> Outcome:
     kv_bytes: list[int] = []
 
     def after_forward(module: Any, args: Any, output: Any) -> None:
@@ -162,7 +157,7 @@ def _answer_dense(
     )
 
 
-def _ask(request: Request, progress: Callable[[int, int], None]) -> list[Answer]:
+def _ask(request: Request, progress: Step) -> list[Answer]:
     chat = Chat(
         request.model,
         request.processor,
@@ -173,7 +168,7 @@ def _ask(request: Request, progress: Callable[[int, int], None]) -> list[Answer]
     answers = []
     for question in request.questions:
         answers.append(chat.ask(question, max_new_tokens=request.max_new_tokens))
-        progress(len(answers), len(request.questions))
+        progress.advance(len(answers), len(request.questions))
     return answers
 
 

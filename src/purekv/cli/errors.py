@@ -27,7 +27,9 @@ def explains_errors(verb: Verb) -> Verb:
 
 
 def _is_expected(error: Exception) -> bool:
-    return not isinstance(error, RuntimeError) or _is_out_of_memory(error)
+    """A bare RuntimeError is a fault in the program, not in the request."""
+    ours = type(error).__module__.startswith("purekv.")
+    return ours or not isinstance(error, RuntimeError) or _is_out_of_memory(error)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -1,33 +1,54 @@
-"""Progress on stderr: live bars on a terminal, one plain line a step elsewhere."""
+"""Progress on stderr: live bars on a terminal, plain lines elsewhere."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-Advance = Callable[[int, int], None]
+
+class Step(Protocol):
+    """One thing under way."""
+
+    def advance(self, done: int, total: int) -> None: ...
+
+    def say(self, message: str) -> None: ...
 
 
-class Steps:
-    """Announces what is going on."""
+@contextmanager
+def step(description: str) -> Iterator[Step]:
+    """Show a step while the block runs."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        lines = _Lines(console)
+        lines.say(description)
+        yield lines
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield _Bar(progress, description)
 
-    def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
 
-    @contextmanager
-    def step(self, description: str) -> Iterator[Advance]:
-        """Show a step while the block runs; call what it gives with (done, total) if known."""
-        if not self._console.is_terminal:
-            self._console.print(f"{description} ...", markup=False, soft_wrap=True)
-            yield lambda done, total: None
-            return
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TimeElapsedColumn(),
-        )
-        with Progress(*columns, console=self._console, transient=True) as progress:
-            task = progress.add_task(description, total=None)
-            yield lambda done, total: progress.update(task, completed=done, total=total)
+class _Lines:
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def advance(self, done: int, total: int) -> None:
+        pass
+
+    def say(self, message: str) -> None:
+        self._console.print(f"{message} ...", markup=False, soft_wrap=True)
+
+
+class _Bar:
+    def __init__(self, progress: Progress, description: str) -> None:
+        self._progress = progress
+        self._description = description
+        self._task = progress.add_task(description, total=None)
+
+    def advance(self, done: int, total: int) -> None:
+        self._progress.update(self._task, completed=done, total=total)
+
+    def say(self, message: str) -> None:
+        self._progress.update(self._task, description=f"{self._description}: {message}")

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from purekv.cli.errors import explains_errors
-from purekv.cli.progress import Steps
+from purekv.cli.progress import step
+from purekv.cli.quiet import quiet
 
 app = typer.Typer(help="The embedded reference model and its questions.", no_args_is_help=True)
 
@@ -22,8 +23,10 @@ def build(
     """Assemble the reference model as a standard checkpoint directory."""
     from purekv.reference import build as build_checkpoint
 
-    with Steps().step("building the reference model"):
-        build_checkpoint(directory)
+    if not debug:
+        quiet()
+    with step("building the reference model") as progress:
+        build_checkpoint(directory, progress.say)
     typer.echo(directory)
 
 
@@ -40,6 +43,6 @@ def data(
     """Write videos with questions and answers that the reference model can be measured on."""
     from purekv.reference import write_dataset
 
-    with Steps().step("drawing samples"):
+    with step("drawing samples"):
         path = write_dataset(directory, n=n, seed=seed, frames=frames, size=size)
     typer.echo(path)

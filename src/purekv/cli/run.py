@@ -8,7 +8,7 @@ import typer
 
 from purekv.cli.arguments import parse_budget, parse_source_layers, parse_window
 from purekv.cli.errors import explains_errors
-from purekv.cli.progress import Steps
+from purekv.cli.progress import step
 
 if TYPE_CHECKING:
     from purekv.media import Clip
@@ -148,7 +148,6 @@ def run(
 
     if not debug:
         quiet()
-    steps = Steps()
     config = PureKVConfig(
         budget=parse_budget(budget),
         scorer=scorer,
@@ -178,14 +177,14 @@ def run(
     if model is None:
         from purekv.reference import default_checkpoint
 
-        with steps.step("preparing the reference model (built once)"):
-            model = str(default_checkpoint())
+        with step("preparing the reference model") as progress:
+            model = str(default_checkpoint(progress.say))
     checkpoint = Checkpoint.find(model)
     processor = checkpoint.processor()
     clips: list[Clip] = []
     began = time.perf_counter()
     for path in paths:
-        with steps.step(f"decoding {path.name}") as progress:
+        with step(f"decoding {path.name}") as progress:
             clip = read_clip(
                 processor,
                 path,
@@ -194,16 +193,16 @@ def run(
                 max_pixels=max_pixels,
                 start=start,
                 end=end,
-                progress=progress,
+                progress=progress.advance,
             )
         clips.append(clip)
     decode_video = time.perf_counter() - began
-    with steps.step("loading the model"):
+    with step("loading the model"):
         loaded = checkpoint.model(device=device, dtype=dtype)
     request = Request(
         loaded, processor, clips, images, questions, max_pixels, max_new_tokens, decode_video
     )
-    result = answer(request, config, compare=compare, steps=steps)
+    result = answer(request, config, compare=compare)
     if as_json:
         typer.echo(json.dumps(to_json(result, request, config, model)))
     else:
