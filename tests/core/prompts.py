@@ -37,25 +37,19 @@ def prompt(
     """
     messages, images, videos, metadata = [], [], [], []
     for row in rows if rows is not None else range(batch):
-        items = MODALITIES[modality]
-        content = []
-        for place, (kind, *size) in enumerate(items):
-            grown = [length + 16 * (row % 2) for length in size[-2:]]
+        content: list[dict[str, str]] = []
+        for place, (kind, *size) in enumerate(MODALITIES[modality]):
+            height, width = (length + 16 * (row % 2) for length in size[-2:])
+            frames = pixels(
+                100 * seed + 10 * row + place, size[0] if kind == "video" else 1, height, width
+            )
             if place:
                 content.append({"type": "text", "text": "then " * place})
             content.append({"type": kind})
-            frames = pixels(
-                100 * seed + 10 * row + place, size[0] if kind == "video" else 1, *grown
-            )
             if kind == "video":
+                indices = list(range(len(frames)))
                 videos.append(torch.from_numpy(frames).permute(0, 3, 1, 2))
-                metadata.append(
-                    VideoMetadata(
-                        total_num_frames=len(frames),
-                        fps=2.0,
-                        frames_indices=list(range(len(frames))),
-                    )
-                )
+                metadata.append(VideoMetadata(len(frames), fps=2.0, frames_indices=indices))
             else:
                 images.append(frames[0])
         content.append({"type": "text", "text": QUESTIONS[row]})

@@ -85,14 +85,12 @@ class Family:
         return Layout.build(is_token, spans)
 
 
-def token_runs(ids: Tensor, token_id: int) -> list[tuple[int, int, int]]:
-    """Runs of one token in ids [B, S]: (row, start, length), in reading order."""
+def token_runs(ids: Tensor, token_id: int) -> list[list[int]]:
+    """Runs of one token in ids [B, S]: [row, start, length] each, in reading order."""
     is_token = torch.nn.functional.pad((ids == token_id).to(torch.int8), (1, 1))
     edges = is_token.diff(dim=-1)
-    starts, stops = (edges == 1).nonzero().tolist(), (edges == -1).nonzero().tolist()
-    return [
-        (row, start, stop - start) for (row, start), (_, stop) in zip(starts, stops, strict=True)
-    ]
+    starts, stops = (edges == 1).nonzero(), (edges == -1).nonzero()
+    return torch.cat([starts, stops[:, 1:] - starts[:, 1:]], dim=1).tolist()
 
 
 def _find_spans(ids: Tensor, placeholder: Placeholder) -> list[tuple[int, VisualSpan]]:

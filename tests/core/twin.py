@@ -1,0 +1,84 @@
+"""A masked twin: the bare model on a full cache, forbidden to look at what a run evicted.
+
+It shares no code with purekv: plain float32 attention over every key, with a mask that says, for
+each (row, KV head), which keys a query may see.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from purekv.cache import EvictingLayer
+
+Kept = list[tuple[Tensor, Tensor | None]]
+
+
+@contextmanager
+def recorded_selections(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kept]:
+    """Every (index [B, H, K], is_entry) that layers evict with, in order of layers."""
+    kept: Kept = []
+    evict = EvictingLayer.evict
+
+    def spy(self: EvictingLayer, key: Tensor, value: Tensor, selection: Any, seen: int) -> None:
+        kept.append((selection.index, selection.is_entry))
+        evict(self, key, value, selection, seen)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EvictingLayer, "evict", spy)
+        yield kept
+
+
+@contextmanager
+def twin_attention(
+    model: Any, inputs: dict[str, Tensor], kept: Kept, first_token: str
+) -> Iterator[None]:
+    """Within the block, `model` attends densely but as if only the kept entries were left."""
+    ids = inputs["input_ids"]
+    seq_len = ids.shape[1]
+    is_token = inputs["attention_mask"].bool()
+    is_visual = (ids == model.config.image_token_id) | (ids == model.config.video_token_id)
+    after_visual = is_visual.flip(-1).cumsum(-1).flip(-1) == 0  # text behind the last visual
+    num_kv_heads = model.config.text_config.num_key_value_heads
+
+    def attend(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float, **_: Any
+    ) -> tuple[Tensor, None]:
+        index, is_entry = kept[module.layer_idx]
+        batch, _, q_len, _ = query.shape
+        kv_len = key.shape[2]
+        stays = torch.zeros(batch, num_kv_heads, kv_len, dtype=torch.bool)
+        stays[..., seq_len:] = True
+        for row in range(batch):
+            for head in range(num_kv_heads):
+                chosen = index[row, head]
+                if is_entry is not None:
+                    chosen = chosen[is_entry[row]]
+                stays[row, head, chosen] = True
+        stays[..., :seq_len] |= (is_token & ~is_visual)[:, None]  # the tail runs again
+        position = torch.arange(kv_len - q_len, kv_len)
+        sees_all = torch.zeros(batch, q_len, dtype=torch.bool)
+        if kv_len == q_len:  # prefill
+            sees_all[:] = True if first_token == "exact" else ~after_visual
+        visible = torch.arange(kv_len) <= position[:, None]
+        visible = visible & (stays[:, :, None] | sees_all[:, None, :, None])
+        visible[..., :seq_len] &= is_token[:, None, None]
+        groups = query.shape[1] // num_kv_heads
+        key, value, visible = (x.repeat_interleave(groups, dim=1) for x in (key, value, visible))
+        logits = (query @ key.transpose(-1, -2)) * scaling
+        weights = logits.masked_fill(~visible, -1e30).softmax(-1)
+        return (weights @ value).transpose(1, 2).contiguous(), None
+
+    text_config = model.config.text_config
+    before = text_config._attn_implementation
+    ALL_ATTENTION_FUNCTIONS["masked_twin"] = attend
+    text_config._attn_implementation = "masked_twin"
+    try:
+        yield
+    finally:
+        text_config._attn_implementation = before
+        del ALL_ATTENTION_FUNCTIONS["masked_twin"]
