@@ -227,9 +227,10 @@ def _end(frame: VideoFrame, stream: VideoStream) -> float:
 
 def _to_rgb(frame: VideoFrame, max_pixels: int | None) -> np.ndarray:
     """The frame upright, uint8 [height, width, 3], of at most about `max_pixels`."""
-    width, height = frame.width, frame.height
+    width, height, interpolation = frame.width, frame.height, "BILINEAR"
     if max_pixels is not None and width * height > max_pixels:
         scale = math.sqrt(max_pixels / (width * height))
         width, height = max(round(width * scale), 1), max(round(height * scale), 1)
-    pixels = frame.reformat(width, height, format="rgb24", interpolation="AREA").to_ndarray()
+        interpolation = "AREA"
+    pixels = frame.reformat(width, height, format="rgb24", interpolation=interpolation).to_ndarray()
     return np.rot90(pixels, round(frame.rotation / 90))
