@@ -1,0 +1,15 @@
+"""Asking a model questions about a data set, and counting what it got right."""
+
+from purekv.evals.answering import answer_samples
+from purekv.evals.metrics import exact_match, retention_interval, wilson_interval
+from purekv.evals.samples import Sample, Turn, read_samples
+
+__all__ = [
+    "Sample",
+    "Turn",
+    "answer_samples",
+    "exact_match",
+    "read_samples",
+    "retention_interval",
+    "wilson_interval",
+]

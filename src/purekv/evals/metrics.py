@@ -1,0 +1,52 @@
+"""Exact match, and intervals that a sceptic would accept."""
+
+import string
+from collections.abc import Sequence
+
+import numpy as np
+
+_Z = 1.959963984540054  # 95 %, two-sided
+
+
+def exact_match(prediction: str, gold: str) -> bool:
+    """Equal up to case, white space and punctuation at the ends."""
+    return _normalise(prediction) == _normalise(gold)
+
+
+def _normalise(text: str) -> str:
+    return " ".join(text.lower().split()).strip(string.punctuation + string.whitespace)
+
+
+def wilson_interval(correct: int, n: int) -> tuple[float, float]:
+    """95% Wilson score interval of a proportion."""
+    if n == 0:
+        return 0.0, 1.0
+    share = correct / n
+    centre = share + _Z**2 / (2 * n)
+    half = _Z * np.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
+    scale = 1 + _Z**2 / n
+    return float((centre - half) / scale), float((centre + half) / scale)
+
+
+def retention_interval(
+    ours: Sequence[bool],
+    full: Sequence[bool],
+    clusters: Sequence[str],
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Accuracy over the full cache's accuracy on the same questions, with a 95% interval.
+
+    Paired percentile bootstrap over clusters (videos), since questions about one video are not
+    independent.
+
+    Returns:
+        (retention, low, high).
+    """
+    names, member = np.unique(np.asarray(clusters), return_inverse=True)
+    ours_sum = np.bincount(member, np.asarray(ours, dtype=float), len(names))
+    full_sum = np.bincount(member, np.asarray(full, dtype=float), len(names))
+    picks = np.random.default_rng(seed).integers(len(names), size=(resamples, len(names)))
+    ratios = ours_sum[picks].sum(1) / np.maximum(full_sum[picks].sum(1), 1e-9)
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return float(ours_sum.sum() / max(full_sum.sum(), 1e-9)), float(low), float(high)
