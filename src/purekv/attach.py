@@ -63,6 +63,7 @@ class Run:
         self._family = families.for_config(model.config)
         self._multimodal = self._family.multimodal_model(model)
         self._language = self._family.language_model(model)
+        self._signature = inspect.signature(self._multimodal.forward)
         _refuse_sliding_layers(self._language.config)
         self._num_layers: int = self._language.config.num_hidden_layers
         self._scorer = make_scorer(config, self._num_layers)
@@ -123,7 +124,7 @@ class Run:
     def _before_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Find the layout of a new prompt; refuse what cannot be served before any pixel runs."""
         self._forget()
-        inputs = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        inputs = self._signature.bind_partial(*args, **kwargs).arguments
         cache = inputs.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
             self._check_continuation(cache, inputs)
