@@ -114,6 +114,11 @@ def tiny_model(seed: int = 0, num_hidden_layers: int = 3) -> Qwen2_5_VLForCondit
                 weight.normal_(0, weight.shape[-1] ** -0.5 * (2.0 if "q_proj" in name else 1.0))
     model.generation_config.eos_token_id = ids(SPECIAL["eos_token"])
     model.generation_config.pad_token_id = ids(SPECIAL["pad_token"])
+    # Random weights would, where trained ones do not, write placeholders of pixels.
+    model.generation_config.suppress_tokens = [
+        ids(SPECIAL["image_token"]),
+        ids(SPECIAL["video_token"]),
+    ]
     return model
 
 

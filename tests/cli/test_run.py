@@ -115,6 +115,16 @@ def test_options_reach_the_config(cli_json, checkpoint, video) -> None:
     assert data["config"]["first_token"] == "compressed"
 
 
+def test_sample_brings_its_questions(cli_json, checkpoint, video, monkeypatch) -> None:
+    import purekv.reference
+
+    monkeypatch.setitem(vars(purekv.reference), "sample_video", lambda: video)
+    monkeypatch.setitem(vars(purekv.reference), "sample_questions", lambda: ["What?", "And?"])
+    words = ("run", "--video", "sample", "--model", checkpoint, "--max-new-tokens", 2)
+    assert cli_json(*words)["questions"] == ["What?", "And?"]
+    assert cli_json(*words, "--ask", "Why?")["questions"] == ["Why?"]
+
+
 def test_half_precision(cli_json, checkpoint, video) -> None:
     words = ("run", "--video", video, "--ask", "?", "--model", checkpoint)
     full, half = cli_json(*words), cli_json(*words, "--dtype", "bfloat16")

@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +13,8 @@ from purekv.cli.progress import step
 
 if TYPE_CHECKING:
     from purekv.media import Clip
+
+SAMPLE = "sample"  # instead of a path: the clip that ships with purekv
 
 MEDIA, COMPRESSION, MODEL, OUTPUT = "Media", "Compression", "Model", "Output"
 
@@ -135,15 +138,12 @@ def run(
 
     purekv run --image a.png b.png --ask "Which is older?" --ask "Why?" --budget 0.1
     """
-    from pathlib import Path
-
     from purekv import PureKVConfig, PureKVError
     from purekv.cli import tables
     from purekv.cli.compare import Request, answer, to_json
     from purekv.cli.quiet import quiet
     from purekv.loading import Checkpoint, find_device
     from purekv.media import check_file, read_image
-    from purekv.media.sample import SAMPLE, sample
     from purekv.session import read_clip
 
     if not debug:
@@ -161,11 +161,7 @@ def run(
     if max_new_tokens < 1:
         raise PureKVError(f"max_new_tokens={max_new_tokens}; it must be at least 1")
     find_device(device)
-    paths, questions = [Path(name) for name in video or []], list(ask or [])
-    for index, name in enumerate(video or []):
-        if name == SAMPLE:
-            paths[index], sample_questions = sample()
-            questions = questions or sample_questions
+    paths, questions = _videos(video or []), ask or _sample_questions(video or [])
     if not paths and not image:
         raise PureKVError("nothing to look at; give --video FILE or --image FILE")
     if not questions or not all(question.strip() for question in questions):
@@ -207,3 +203,19 @@ def run(
         typer.echo(json.dumps(to_json(result, request, config, model)))
     else:
         tables.show(result, request)
+
+
+def _videos(names: list[str]) -> list[Path]:
+    if SAMPLE in names:
+        from purekv.reference import sample_video
+
+        return [Path(sample_video() if name == SAMPLE else name) for name in names]
+    return [Path(name) for name in names]
+
+
+def _sample_questions(names: list[str]) -> list[str]:
+    if SAMPLE in names:
+        from purekv.reference import sample_questions
+
+        return list(sample_questions())
+    return []
