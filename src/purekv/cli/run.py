@@ -144,6 +144,7 @@ def run(
     from purekv.cli.quiet import quiet
     from purekv.loading import Checkpoint, find_device
     from purekv.media import check_file, read_image
+    from purekv.scoring import make_scorer
     from purekv.session import read_clip
 
     if not debug:
@@ -176,6 +177,7 @@ def run(
         with step("preparing the reference model") as progress:
             model = str(default_checkpoint(progress.say))
     checkpoint = Checkpoint.find(model)
+    make_scorer(config, checkpoint.config.get_text_config().num_hidden_layers)  # layers in range
     processor = checkpoint.processor()
     clips: list[Clip] = []
     began = time.perf_counter()
