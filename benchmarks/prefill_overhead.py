@@ -48,7 +48,7 @@ def measure(model: Any, prompt: dict[str, Any], tokens: int, arguments: Any) -> 
     variants: dict[str, Any] = {"dense": None}
     for budget in arguments.budgets:
         variants[f"clie {budget}"] = PureKVConfig(budget=budget)
-        variants[f"clie {budget} one source"] = PureKVConfig(budget=budget, source_layers=(2,))
+    variants["clie one source"] = PureKVConfig(budget=arguments.budgets[0], source_layers=(2,))
     for scorer in arguments.scorers:
         if scorer != "clie":
             variants[scorer] = PureKVConfig(budget=arguments.budgets[0], scorer=scorer)

@@ -7,9 +7,12 @@ compressed cache, the first token included (`first_token="compressed"`).
 """
 
 import argparse
+import dataclasses
+import multiprocessing
 import tempfile
 import time
 from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -40,6 +43,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["clie", "snapkv", "value_norm", "random"])
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.2, 0.1, 0.05])
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--shards", type=int, default=1, help="processes that write the videos")
     parser.add_argument("--out", type=Path, default=RESULTS / "retention.json")
     arguments = parser.parse_args()
 
@@ -55,8 +59,7 @@ def main() -> None:
     for frames, size in zip(arguments.frames, arguments.size, strict=True):
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
-            write_dataset(folder, arguments.n, arguments.seed, frames, size)
-            samples = read_samples(Path(folder) / "data.jsonl")
+            samples = make_samples(Path(folder), arguments, frames, size)
             print(f"wrote {len(samples)} samples in {time.perf_counter() - started:.0f} s")
             batches = make_batches(samples, arguments.batch)
             clips = {
@@ -74,6 +77,26 @@ def main() -> None:
                 seconds = time.perf_counter() - started
                 print(describe(row), f"{seconds:.0f} s", flush=True)
     write_results(arguments.out, {k: str(v) for k, v in vars(arguments).items()}, rows)
+
+
+def make_samples(
+    folder: Path, arguments: argparse.Namespace, frames: int, size: int
+) -> list[Sample]:
+    """`n` samples from as many seeds as there are shards, each written by its own process."""
+    seeds = [arguments.seed + shard for shard in range(arguments.shards)]
+    count = -(-arguments.n // arguments.shards)
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        jobs = [
+            pool.submit(write_dataset, folder / str(seed), count, seed, frames, size)
+            for seed in seeds
+        ]
+        for job in jobs:
+            job.result()
+    return [
+        dataclasses.replace(sample, id=f"{seed}-{sample.id}")
+        for seed in seeds
+        for sample in read_samples(folder / str(seed) / "data.jsonl")
+    ]
 
 
 def make_batches(samples: list[Sample], size: int) -> list[list[Sample]]:

@@ -66,7 +66,7 @@ class Run:
         self._signature = inspect.signature(self._multimodal.forward)
         _refuse_sliding_layers(self._language.config)
         self._num_layers: int = self._language.config.num_hidden_layers
-        self._scorer = make_scorer(config, self._num_layers)
+        self._scorer = make_scorer(config.scorer, config.source_layers, self._num_layers)
         self._backend = Backend(self._language)
         self._timer = PhaseTimer(model)
         self._name = f"{NAME_PREFIX}{id(self):x}"

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from purekv.errors import PureKVError
+from purekv.scoring import SCORERS
 
 # The contract names more values than are built; asking for one of those is refused here, before
 # any work, rather than silently served by something else.
@@ -139,7 +140,5 @@ def _check_window(window: object) -> None:
 
 
 def _check_scorer(scorer: object) -> None:
-    from purekv.scoring import SCORERS
-
     if scorer not in SCORERS:
         raise PureKVError(f"scorer={scorer!r} is unknown; scorers are {', '.join(SCORERS)}")

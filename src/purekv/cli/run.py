@@ -177,7 +177,8 @@ def run(
         with step("preparing the reference model") as progress:
             model = str(default_checkpoint(progress.say))
     checkpoint = Checkpoint.find(model)
-    make_scorer(config, checkpoint.config.get_text_config().num_hidden_layers)  # layers in range
+    num_layers = checkpoint.config.get_text_config().num_hidden_layers
+    make_scorer(config.scorer, config.source_layers, num_layers)  # refuses layers out of range
     processor = checkpoint.processor()
     clips: list[Clip] = []
     began = time.perf_counter()

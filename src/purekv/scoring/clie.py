@@ -28,7 +28,7 @@ class CLIE:
     source_layers: tuple[int, ...]
 
     @classmethod
-    def from_config(cls, source_layers: tuple[int, ...] | str, num_layers: int) -> "CLIE":
+    def for_model(cls, source_layers: tuple[int, ...] | str, num_layers: int) -> "CLIE":
         if isinstance(source_layers, str):
             return cls(default_source_layers(num_layers))
         if source_layers[-1] >= num_layers:
