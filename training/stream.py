@@ -1,0 +1,160 @@
+"""Worker processes that write scenes and tokenised chats; the GPU draws the pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from purekv.reference import tokens
+from purekv.reference.gguf import read_gguf
+from purekv.reference.questions import CATEGORIES, Turn, categories, chat, conversation
+from purekv.reference.render import Packed, pack
+from purekv.reference.scene import Scene, make_scene
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One kind of batch: `frames` frames of `grid` x `grid` tokens, drawn with this weight."""
+
+    frames: int
+    grid: int
+    weight: float = 1.0
+
+    @property
+    def patches(self) -> int:
+        return max(self.frames // 2, 1)
+
+    @property
+    def visual(self) -> int:
+        return self.patches * self.grid**2
+
+
+@dataclass
+class Batch:
+    shape: Shape
+    packed: Packed
+    tail: Tensor  # [B, L] ids behind the visual tokens, padded on the right
+    where: Tensor  # [n] flat places in `tail` whose next token is an answer's
+    target: Tensor  # [n] that next token
+    turn: Tensor  # [n] number of the answer
+    category: Tensor  # [answers] index into CATEGORIES
+
+
+class Speech:
+    """Strings to ids, remembered."""
+
+    def __init__(self, tokenizer_json: str) -> None:
+        from tokenizers import Tokenizer
+
+        self.tokenizer = Tokenizer.from_str(tokenizer_json)
+        self.ids = lru_cache(maxsize=200_000)(lambda text: self.tokenizer.encode(text).ids)
+        self.prefix = self.ids(f"{tokens.TURN_START}user\n{tokens.VISION_START}")
+        self.pads = {"video": self.ids(tokens.VIDEO_PAD)[0], "image": self.ids(tokens.IMAGE_PAD)[0]}
+
+    def tail(self, turns: list[Turn]) -> tuple[list[int], list[tuple[int, int, int]]]:
+        """Ids behind the visual tokens, and (place, next token, turn) of each answer token."""
+        ids = list(self.ids(tokens.VISION_END))
+        answers = []
+        for number, turn in enumerate(turns):
+            opening = f"{tokens.TURN_START}user\n" if number else ""
+            ids += self.ids(
+                f"{opening}{turn.question}{tokens.TURN_END}\n{tokens.TURN_START}assistant\n"
+            )
+            for token in self.ids(f"{turn.answer}{tokens.TURN_END}"):
+                answers.append((len(ids) - 1, token, number))
+                ids.append(token)
+            ids += self.ids("\n")
+        return ids, answers
+
+
+def tokenizer_json(gguf: Path) -> str:
+    return tokens.make_tokenizer(read_gguf(gguf)[0]).to_str()
+
+
+def collate(shape: Shape, scenes: list[Scene], chats: list[list[Turn]], speech: Speech) -> Batch:
+    rows = [speech.tail(turns) for turns in chats]
+    length = -(-max(len(ids) for ids, _ in rows) // 16) * 16
+    tail = torch.zeros(len(rows), length, dtype=torch.long)
+    answers, kinds = [], []
+    for b, (ids, marks) in enumerate(rows):
+        tail[b, : len(ids)] = torch.tensor(ids)
+        answers += [(b * length + place, token, len(kinds) + turn) for place, token, turn in marks]
+        kinds += [CATEGORIES.index(turn.category) for turn in chats[b]]
+    where, target, turn = torch.tensor(answers).unbind(1)
+    return Batch(shape, pack(scenes), tail, where, target, turn, torch.tensor(kinds))
+
+
+class Stream(IterableDataset):
+    """Endless batches; `phase` (shared with the trainer) picks the list of shapes in force."""
+
+    def __init__(
+        self, phases: list[list[Shape]], phase: Synchronized, budget: int, turns: int, seed: int,
+        tokenizer: str,
+    ) -> None:  # fmt: skip
+        self.phases, self.phase, self.budget = phases, phase, budget
+        self.turns, self.seed, self.tokenizer = turns, seed, tokenizer
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        torch.set_num_threads(1)
+        rng = np.random.default_rng([self.seed, worker])
+        speech = Speech(self.tokenizer) if self.turns else None
+        index = worker
+        while True:
+            shapes = self.phases[self.phase.value]
+            weights = np.array([shape.weight for shape in shapes])
+            shape = shapes[int(rng.choice(len(shapes), p=weights / weights.sum()))]
+            scenes, chats = [], []
+            for _ in range(max(1, self.budget // (shape.visual + 24 * self.turns))):
+                scenes.append(make_scene(self.seed, index, shape.frames, shape.grid * 28))
+                chats.append(chat(scenes[-1], rng, self.turns) if self.turns else [])
+                index += workers
+            if speech:
+                yield collate(shape, scenes, chats, speech)
+            else:
+                nothing = torch.zeros(0, dtype=torch.long)
+                yield Batch(shape, pack(scenes), nothing, nothing, nothing, nothing, nothing)
+
+
+def stream(
+    phases: list[list[Shape]], phase: Synchronized, budget: int, turns: int, seed: int,
+    tokenizer: str, workers: int,
+) -> Iterator[Batch]:  # fmt: skip
+    data = Stream(phases, phase, budget, turns, seed, tokenizer)
+    extra = {"prefetch_factor": 3} if workers else {}
+    return iter(DataLoader(data, batch_size=None, num_workers=workers, **extra))
+
+
+def held_out(
+    shape: Shape, count: int, batch: int, seed: int, tokenizer: str
+) -> Iterator[tuple[Batch, list[list[Turn]]]]:
+    """Balanced two-turn conversations: the first category cycles, the second is another one."""
+    speech = Speech(tokenizer)
+    kinds = categories(shape.frames)
+    scenes: list[Scene] = []
+    chats: list[list[Turn]] = []
+    index = done = 0
+    while done < count:
+        rng = np.random.default_rng([seed, index, 1])
+        scene = make_scene(seed, index, shape.frames, shape.grid * 28)
+        index += 1
+        first = kinds[(done + len(scenes)) % len(kinds)]
+        second = [c for c in kinds if c != first][int(rng.integers(len(kinds) - 1))]
+        turns = conversation(scene, rng, (first, second))
+        if turns is None:
+            continue
+        scenes.append(scene)
+        chats.append(turns)
+        if len(scenes) == min(batch, count - done):
+            done += len(scenes)
+            yield collate(shape, scenes, chats, speech), chats
+            scenes, chats = [], []

@@ -1,0 +1,451 @@
+"""Trains the embedded reference model in three calls; training/README.md has the commands.
+
+    tower     the vision tower alone, with a label for every visual token
+    answers   tower and low-rank updates together, on question-answer chats
+    evaluate  teacher-forced exact match on held-out scenes
+
+Each stage stops by its own clock, so the length of a run is what was paid for and no more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from multiprocessing import Value
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from language import (
+    answer_logits,
+    effective,
+    init_lora,
+    language,
+    layer,
+    random_base,
+    stack_base,
+)
+from language import rope_tables as text_rope
+from safetensors.torch import save_file
+from stream import Batch, Shape, Speech, held_out, stream, tokenizer_json
+from torch import Tensor
+from tower import OUT, any_size, block, init_tower, patchify, tower
+from tower import rope_tables as frame_rope
+
+from purekv.reference.gguf import llama_weights, read_gguf
+from purekv.reference.questions import CATEGORIES
+from purekv.reference.render import Renderer
+from purekv.reference.scene import COLOURS, GLYPHS, SHAPES
+
+TOWER_PHASES = [
+    [Shape(4, 10, 2), Shape(4, 8), Shape(2, 6), Shape(4, 9), Shape(4, 7), Shape(1, 10, 0.3)],
+]
+ANSWER_PHASES = [  # from the easiest; each is in force up to a share of the whole time
+    (0.05, [Shape(8, 6, 2), Shape(8, 7), Shape(8, 8)]),
+    (0.14, [Shape(16, 8, 3), Shape(12, 8), Shape(16, 7), Shape(1, 8, 0.15)]),
+    (
+        0.8,
+        [Shape(20, 10, 6), Shape(18, 9, 2), Shape(18, 8), Shape(16, 9), Shape(1, 10, 0.4)],
+    ),
+    (
+        1.0,
+        [
+            Shape(20, 10, 6), Shape(18, 8, 1.5), Shape(16, 9), Shape(18, 9), Shape(24, 8),
+            Shape(32, 6, 0.7), Shape(20, 8), Shape(1, 10, 0.4), Shape(1, 8, 0.2),
+        ],
+    ),
+]  # fmt: skip
+EVALUATED = [(Shape(20, 10), 1024), (Shape(18, 8), 512), (Shape(32, 6), 256), (Shape(1, 10), 160)]
+HELD_OUT_SEED = 900_001
+KINDS = 1 + len(SHAPES) + len(GLYPHS)
+PLACE_BINS = 5
+HEADS = {"kind": KINDS, "colour": len(COLOURS), "motion": 5, "x": PLACE_BINS, "y": PLACE_BINS}
+
+
+def main() -> None:
+    args = parse()
+    torch.manual_seed(args.seed)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch._dynamo.config.cache_size_limit = 64
+    torch._dynamo.config.suppress_errors = True  # an uncompiled layer is slow, not wrong
+    Run(args).go()
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage", choices=("tower", "answers", "evaluate"))
+    parser.add_argument("--gguf", type=Path, help="SmolLM2; absent: random weights, for timing")
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer.json, where --gguf is absent")
+    parser.add_argument("--state", type=Path, help="checkpoint to start from")
+    parser.add_argument("--save", type=Path, required=True, help="checkpoint to write")
+    parser.add_argument("--out", type=Path, required=True, help="folder for weights and log")
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument(
+        "--begin", type=float, default=0.0, help="share of the schedule already run"
+    )
+    parser.add_argument(
+        "--end", type=float, default=1.0, help="share of the schedule run after this"
+    )
+    parser.add_argument("--budget", type=int, default=60_000, help="tokens a step")
+    parser.add_argument("--turns", type=int, default=10)
+    parser.add_argument("--tower-lr", type=float, default=4e-4)
+    parser.add_argument("--lora-lr", type=float, default=1e-3)
+    parser.add_argument("--aux", type=float, default=0.3, help="weight of the token labels' loss")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--backend", default="inductor")
+    parser.add_argument("--abort-at", type=float, default=150, help="seconds; 0: never")
+    parser.add_argument("--abort-below", type=float, default=0.40, help="mean training accuracy")
+    parser.add_argument("--eval-share", type=float, default=1.0)
+    return parser.parse_args()
+
+
+class Run:
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.clock = args, time.time()
+        self.device, self.dtype = torch.device(args.device), getattr(torch, args.dtype)
+        args.out.mkdir(parents=True, exist_ok=True)
+        self.log_file = (args.out / f"{args.stage}.jsonl").open("a")
+        self.renderer = Renderer(self.device, footage())
+        generator = torch.Generator().manual_seed(args.seed)
+        self.tower = init_tower(generator)
+        self.heads = {}
+        for name, size in HEADS.items():
+            self.heads[f"{name}.weight"] = torch.randn(size, OUT, generator=generator) * OUT**-0.5
+            self.heads[f"{name}.bias"] = torch.zeros(size)
+        self.lora = init_lora(generator)
+        self.groups = {"tower": self.tower, "heads": self.heads, "lora": self.lora}
+        state = torch.load(args.state, map_location="cpu") if args.state else {}
+        for name, group in self.groups.items():
+            group.update(state.get(name, {}))
+            for key in group:
+                group[key] = group[key].to(self.device).requires_grad_()
+        self.optimizer = self.make_optimizer()
+        if args.stage == "answers" and state.get("stage") == "answers":
+            self.optimizer.load_state_dict(state["optimizer"])
+        self.block, self.layer = block, layer
+        if not args.eager:
+            self.block, self.layer = (
+                torch.compile(f, backend=args.backend) for f in (block, layer)
+            )
+        if args.stage != "tower":
+            self.load_language()
+        self.log(event="ready", stage=args.stage, seconds=round(time.time() - self.clock, 1))
+
+    def load_language(self) -> None:
+        if self.args.gguf:
+            _, tensors = read_gguf(self.args.gguf)
+            weights = {k: torch.from_numpy(v) for k, v in llama_weights(tensors, 9, 3).items()}
+        else:
+            weights = random_base(torch.Generator().manual_seed(0))
+        self.base = stack_base(weights, self.device, self.dtype)
+        if self.args.gguf:
+            self.tokenizer = tokenizer_json(self.args.gguf)
+        else:
+            self.tokenizer = self.args.tokenizer.read_text()
+        self.speech = Speech(self.tokenizer)
+
+    def make_optimizer(self) -> torch.optim.AdamW:
+        towers = [*self.tower.values(), *self.heads.values()]
+        groups = [
+            {
+                "params": towers,
+                "lr": self.args.tower_lr,
+                "peak": self.args.tower_lr,
+                "weight_decay": 0.01,
+            }
+        ]
+        if self.args.stage != "tower":
+            groups.append(
+                {
+                    "params": list(self.lora.values()),
+                    "lr": self.args.lora_lr,
+                    "peak": self.args.lora_lr,
+                    "weight_decay": 0.0,
+                }
+            )
+        fused = self.device.type == "cuda"
+        return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=fused)
+
+    def go(self) -> None:
+        if self.args.stage == "evaluate":
+            self.evaluate()
+            return
+        self.train()
+        self.checkpoint()
+        if self.args.stage == "answers" and self.args.eval_share > 0:
+            self.evaluate()
+
+    # One step
+
+    def cast(self, group: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to(self.dtype) for name, value in group.items()}
+
+    def see(self, batch: Batch, train: bool) -> tuple[Tensor, Tensor]:
+        """Visual embeddings [B, N, 576] and the owner of each token [B, T, G, G]."""
+        image, owner = self.renderer.render(batch.packed)
+        noise = None
+        if train:  # half of the batches look as if a codec had touched them
+            noise = torch.rand((), device=self.device) * 6 if np.random.rand() < 0.6 else None
+        with torch.no_grad():
+            patches = patchify(image, noise).to(self.dtype)
+        cos, sin = frame_rope(batch.shape.grid, self.device)
+        seen = tower(self.cast(self.tower), patches, cos, sin, self.block)
+        return seen.reshape(len(image), -1, OUT), owner
+
+    def answer(self, batch: Batch, seen: Tensor, layers: list[tuple[Tensor, ...]]) -> Tensor:
+        """Logits [n, vocabulary] at the answers' places."""
+        embed = self.base["embed"]
+        prefix = torch.tensor(self.speech.prefix, device=self.device)
+        tail = batch.tail.to(self.device, non_blocking=True)
+        words = (prefix.expand(len(tail), -1), tail)
+        x = torch.cat([F.embedding(words[0], embed), seen, F.embedding(words[1], embed)], 1)
+        length = tail.shape[1]
+        cos, sin = text_rope(
+            len(prefix), batch.shape.patches, batch.shape.grid, length, self.device
+        )
+        x, cos, sin = any_size(x, 0, 1), any_size(cos, 0), any_size(sin, 0)
+        hidden = language(layers, self.base["norm"], x, cos, sin, self.layer)[:, -length:]
+        return answer_logits(hidden, batch.where.to(self.device, non_blocking=True), embed)
+
+    def label_loss(
+        self, batch: Batch, seen: Tensor, owner: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross entropy of each token's own labels, and their accuracies."""
+        things = batch.packed.things.to(self.device, non_blocking=True)
+        plates = batch.packed.plates.to(self.device, non_blocking=True)
+        owner = owner.flatten(1)
+        grid = batch.shape.grid
+
+        def of_thing(field: Tensor) -> Tensor:
+            return field.gather(1, (owner - 1).clamp(0, 3))
+
+        is_thing, is_glyph = (owner >= 1) & (owner <= 4), owner >= 5
+        dx, dy = things[:, :, 7], things[:, :, 8]
+        motion = (dx < 0) * 1 + (dx > 0) * 2 + (dy < 0) * 3 + (dy > 0) * 4
+        glyph = plates[:, :4].gather(1, (owner - 5).clamp(0, 3))
+        kind = torch.where(is_thing, 1 + of_thing(things[:, :, 0]), 0)
+        kind = torch.where(is_glyph, 1 + len(SHAPES) + glyph, kind)
+        line = (torch.arange(grid, device=self.device) * 2 + 1) * PLACE_BINS // (2 * grid)
+        place_y = line.view(1, 1, -1, 1).expand(len(seen), batch.shape.patches, -1, grid).flatten(1)
+        place_x = line.view(1, 1, 1, -1).expand(len(seen), batch.shape.patches, grid, -1).flatten(1)
+        moves = is_thing if batch.shape.frames > 1 else is_thing & False
+        thing, owned = is_thing.float(), (owner > 0).float()
+        labels = {
+            "kind": (kind, 0.03 + 0.97 * owned, owned),
+            "colour": (of_thing(things[:, :, 1]), thing, thing),
+            "motion": (of_thing(motion), moves.float(), moves.float()),
+            "x": (place_x, 0.02 + 0.98 * owned, owned),
+            "y": (place_y, 0.02 + 0.98 * owned, owned),
+        }
+        features = F.rms_norm(seen.float(), (OUT,)).to(self.dtype)
+        loss, accuracy = seen.new_zeros((), dtype=torch.float32), {}
+        for name, (target, weight, counted) in labels.items():
+            head = (
+                self.heads[f"{name}.weight"].to(self.dtype),
+                self.heads[f"{name}.bias"].to(self.dtype),
+            )
+            logits = F.linear(features, *head).float().flatten(0, 1)
+            each = F.cross_entropy(logits, target.flatten(), reduction="none").view_as(weight)
+            loss = loss + (each * weight).sum() / weight.sum().clamp(min=1)
+            right = (logits.argmax(-1).view_as(target) == target) * counted
+            accuracy[name] = right.sum() / counted.sum().clamp(min=1)
+        return loss, accuracy
+
+    # The loop
+
+    def train(self) -> None:
+        args = self.args
+        answers = args.stage == "answers"
+        phases = [shapes for _, shapes in ANSWER_PHASES] if answers else TOWER_PHASES
+        phase = Value("i", self.phase_at(args.begin) if answers else 0)
+        turns = args.turns if answers else 0
+        tokenizer = self.tokenizer if answers else ""
+        seed = args.seed * 1000 + round(100 * args.begin) + (500 if answers else 0)
+        batches = stream(phases, phase, args.budget, turns, seed, tokenizer, args.workers)
+        start, said, step, fresh = time.time(), time.time(), 0, 0
+        sums = torch.zeros(len(CATEGORIES), 2, device=self.device)
+        visual = videos = 0
+        losses: list[Tensor] = []
+        labels: dict[str, Tensor] = {}
+        saved = start
+        while (spent := time.time() - start) < args.seconds:
+            progress = args.begin + (args.end - args.begin) * spent / args.seconds
+            if answers:
+                phase.value = self.phase_at(progress)
+            warm = min(1.0, (step + 1) / 60)
+            rate = warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["peak"] * rate
+            batch = next(batches)
+            seen, owner = self.see(batch, train=True)
+            loss, labels = self.label_loss(batch, seen, owner)
+            losses_now = [loss.detach()]
+            if answers:
+                logits = self.answer(batch, seen, effective(self.base, self.lora))
+                target = batch.target.to(self.device, non_blocking=True)
+                talk = F.cross_entropy(logits, target)
+                loss = talk + args.aux * loss
+                losses_now.append(talk.detach())
+                sums += self.score(batch, logits.detach(), target)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            params = [p for group in self.optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(params, 1.0)
+            self.optimizer.step()
+            losses.append(torch.stack(losses_now))
+            step += 1
+            videos += len(seen)
+            visual += seen.shape[0] * seen.shape[1]
+            if time.time() - said > 5 or step in (1, 5, 20):
+                mean = torch.stack(losses[fresh:]).mean(0).tolist()
+                fresh = len(losses)
+                took = time.time() - said
+                self.log(
+                    step=step, t=round(time.time() - start, 1), progress=round(progress, 3),
+                    loss=[round(x, 4) for x in mean], videos=videos, vis_per_s=round(visual / took),
+                    step_s=round(took / max(1, visual) * seen.shape[0] * seen.shape[1], 3),
+                    shape=f"{batch.shape.patches}x{batch.shape.grid}", **self.named(sums),
+                    labels={k: round(v.item(), 3) for k, v in labels.items()},
+                )  # fmt: skip
+                accuracy = (sums[:, 0] / sums[:, 1].clamp(min=1)).mean().item()
+                if not math.isfinite(sum(mean)):
+                    raise SystemExit("the loss is not finite: stopped")
+                waited = time.time() - start
+                if (
+                    answers
+                    and args.begin == 0
+                    and 0 < args.abort_at < waited
+                    and accuracy < args.abort_below
+                ):
+                    self.log(event="abort", accuracy=accuracy)
+                    break
+                sums.zero_()
+                visual, said = 0, time.time()
+            if time.time() - saved > 120:
+                self.checkpoint()
+                saved = time.time()
+        peak = torch.cuda.max_memory_allocated() / 2**30 if self.device.type == "cuda" else 0
+        self.log(
+            event="done",
+            steps=step,
+            videos=videos,
+            seconds=round(time.time() - start, 1),
+            gib=round(peak, 1),
+        )
+
+    @staticmethod
+    def phase_at(progress: float) -> int:
+        return next(
+            (i for i, (until, _) in enumerate(ANSWER_PHASES) if progress < until),
+            len(ANSWER_PHASES) - 1,
+        )
+
+    def score(self, batch: Batch, logits: Tensor, target: Tensor) -> Tensor:
+        """[categories, 2]: answers wholly right, answers."""
+        right = (logits.argmax(-1) == target).float()
+        category = batch.category.to(self.device, non_blocking=True)
+        turn = batch.turn.to(self.device, non_blocking=True)
+        whole = torch.ones(len(category), device=self.device)
+        whole.scatter_reduce_(0, turn, right, "amin")
+        out = torch.zeros(len(CATEGORIES), 2, device=self.device)
+        return out.index_add_(0, category, torch.stack([whole, torch.ones_like(whole)], 1))
+
+    @staticmethod
+    def named(sums: Tensor) -> dict[str, dict[str, float]]:
+        rows = sums.tolist()
+        named = {c: round(r / n, 3) for c, (r, n) in zip(CATEGORIES, rows, strict=True) if n}
+        return {"acc": named} if named else {}
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        self.block, self.layer = block, layer
+        layers = effective(self.base, self.lora)
+        for shape, count in EVALUATED:
+            count = int(count * self.args.eval_share)
+            sums = torch.zeros(2, len(CATEGORIES), 2, device=self.device)
+            size = max(1, self.args.budget // shape.visual)
+            for batch, chats in held_out(shape, count, size, HELD_OUT_SEED, self.tokenizer):
+                seen, _ = self.see(batch, train=False)
+                logits = self.answer(batch, seen, layers)
+                numbers = torch.tensor(
+                    [k for turns in chats for k in range(len(turns))], device=self.device
+                )
+                target = batch.target.to(self.device)
+                right = (logits.argmax(-1) == target).float()
+                whole = torch.ones(len(numbers), device=self.device)
+                whole.scatter_reduce_(0, batch.turn.to(self.device), right, "amin")
+                for k in range(2):
+                    chosen = numbers == k
+                    pair = torch.stack([whole[chosen], torch.ones_like(whole[chosen])], 1)
+                    sums[k].index_add_(0, batch.category.to(self.device)[chosen], pair)
+            for k in range(2):
+                total = sums[k].sum(0).tolist()
+                self.log(
+                    event="held-out",
+                    shape=f"{shape.patches}x{shape.grid}x{shape.grid}",
+                    turn=k + 1,
+                    n=int(total[1]),
+                    accuracy=round(total[0] / max(1, total[1]), 4),
+                    **self.named(sums[k]),
+                )
+
+    # Files
+
+    def checkpoint(self) -> None:
+        state = {
+            name: {k: v.detach().cpu() for k, v in group.items()}
+            for name, group in self.groups.items()
+        }
+        torch.save(
+            {**state, "optimizer": self.optimizer.state_dict(), "stage": self.args.stage},
+            self.args.save,
+        )
+
+        def narrow(name: str, prefix: str = "") -> dict[str, Tensor]:
+            return {prefix + k: v.to(torch.bfloat16) for k, v in state[name].items()}
+
+        whole = narrow("tower")
+        early = {k: v for k, v in whole.items() if k.startswith("blocks.")}
+        save_file(early, self.args.out / "tower-1.safetensors")
+        save_file(
+            {k: v for k, v in whole.items() if k not in early},
+            self.args.out / "tower-2.safetensors",
+        )
+        if self.args.stage == "answers":
+            lora = narrow("lora")
+            half = {k: v for k, v in lora.items() if k.startswith("self_attn")}
+            rest = {k: v for k, v in lora.items() if k not in half}
+            save_file(half, self.args.out / "lora-1.safetensors")
+            save_file(rest, self.args.out / "lora-2.safetensors")
+
+    def log(self, **record: object) -> None:
+        line = json.dumps(record)
+        print(line if "event" in record else line[:260], flush=True)
+        self.log_file.write(line + "\n")
+        self.log_file.flush()
+
+
+def footage() -> np.ndarray:
+    """Through PyAV, or through OpenCV where PyAV is absent."""
+    from purekv.reference.render import ASSETS, load_footage
+
+    try:
+        return load_footage()
+    except ImportError:
+        import cv2
+
+        clip, frames = cv2.VideoCapture(str(ASSETS / "footage.mp4")), []
+        while (read := clip.read())[0]:
+            frames.append(read[1][:, :, ::-1])
+        return np.stack(frames)
+
+
+if __name__ == "__main__":
+    main()
