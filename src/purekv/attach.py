@@ -138,7 +138,8 @@ class Run:
                     "the model outside PureKV"
                 )
             quota = keep_counts(self.config.budget, layout)
-            self._prefill = Prefill(self.config, self._scorer, layout, quota)
+            heads = self._language.config.num_key_value_heads
+            self._prefill = Prefill(self.config, self._scorer, layout, quota, heads)
             self._timer.reset()
 
     def _before_language_model(

@@ -42,11 +42,12 @@ class EvictingLayer(DynamicLayer):
 
     def mark_padding(self, is_token: Tensor) -> None:
         """Say which of the newest entries are padding: bool [B, entries], False at padding."""
+        is_token = is_token.to(self.keys.device)
         entries = self.physical_length - is_token.shape[1]
         before = self.is_entry
         if before is None:
             before = is_token.new_ones(is_token.shape[0], entries)
-        self._is_entry = torch.cat([before[:, :entries], is_token.to(before.device)], dim=1)
+        self._is_entry = torch.cat([before[:, :entries], is_token], dim=1)
 
     def evict(self, key: Tensor, value: Tensor, selection: Selection, seen: int) -> None:
         """Replace the stored entries by a selection of `key` and `value`.

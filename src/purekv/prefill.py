@@ -20,13 +20,19 @@ class Prefill:
         scorer: the config's, for this model.
         layout: of the prompt, on the CPU.
         quota: visual entries that each (layer, KV head) keeps, per row.
+        num_key_value_heads: of every layer.
 
     Raises:
         PureKVError: a row has nothing to score with.
     """
 
     def __init__(
-        self, config: PureKVConfig, scorer: Scorer, layout: Layout, quota: Sequence[int]
+        self,
+        config: PureKVConfig,
+        scorer: Scorer,
+        layout: Layout,
+        quota: Sequence[int],
+        num_key_value_heads: int,
     ) -> None:
         self.layout = layout
         self.quota = tuple(quota)
@@ -45,7 +51,9 @@ class Prefill:
             self.tail = layout.is_tail[:, first:]
         self._scorer = scorer
         self._window = observation_window(layout, config.window)
-        self._candidates = Candidates.build(layout.is_visual, protected, self.quota)
+        self._candidates = Candidates.build(
+            layout.is_visual, protected, self.quota, num_key_value_heads
+        )
         self._on_device: dict[torch.device, tuple[Layout, Window, Candidates]] = {}
         self._observed: Tensor | None = None
 

@@ -79,7 +79,7 @@ def window_attention(
     rows = window.position[:, None, :, None].expand(-1, num_heads, -1, head_dim)
     observers = query.gather(2, rows).float().view(batch, num_kv_heads, groups, width, head_dim)
     observers *= scaling
-    key_t = key.float().transpose(-1, -2)[:, :, None]  # [B, Hkv, 1, D, S]
+    key_t = key.float().transpose(-1, -2)  # [B, Hkv, D, S]
     positions = torch.arange(seq_len, device=key.device)
     total = torch.zeros(batch, num_kv_heads, groups, seq_len, device=key.device)
     step = max(1, BLOCK_ELEMENTS // (batch * num_heads * seq_len))
@@ -89,9 +89,11 @@ def window_attention(
         visible = positions <= window.position[:, block, None]  # causal, [B, w, S]
         # A query that is only padding of the window looks everywhere; it is weighted by zero.
         visible = (visible & is_token[:, None]) | ~is_query[..., None]
-        logits = observers[:, :, :, block] @ key_t
+        # The query heads of a KV head share its keys: they are rows of one product.
+        logits = (observers[:, :, :, block].flatten(2, 3) @ key_t).unflatten(2, (groups, -1))
         logits.masked_fill_(~visible[:, None, None], -torch.inf)
         weight = is_query[:, None, None, None].float()  # [B, 1, 1, 1, w]
+        weight = weight.expand(-1, num_kv_heads, groups, -1, -1)
         total += (weight @ logits.softmax(-1)).squeeze(-2)
     queries = window.is_query.sum(-1).clamp(min=1)
     return total / queries[:, None, None, None]

@@ -45,9 +45,10 @@ def test_the_kept_set_is_the_top_k_and_all_text(layout, share, seed, ties):
     batch, seq_len = layout.is_token.shape
     scores = torch.rand(batch, 2, seq_len, generator=generator)
     if ties:
-        scores = (scores * 4).floor()
+        scores = (scores * 4).floor() - 2  # many equal, some negative, some minus zero
+        scores[scores == 0] *= -1
     quota = [visual_budget(share, count) for count in layout.visual_tokens]
-    candidates = Candidates.build(layout.is_visual, layout.is_text, quota)
+    candidates = Candidates.build(layout.is_visual, layout.is_text, quota, num_heads=2)
     selection = select(scores, candidates)
     for row in range(batch):
         for head in range(2):
@@ -121,7 +122,7 @@ def test_an_evicting_layer_keeps_two_lengths():
     layer.update(key, key)
     is_text = torch.tensor([[True, False, False, False, True, True], [False] * 4 + [True] * 2])
     visual = torch.tensor([[False, True, True, True, False, False]] * 2)
-    candidates = Candidates.build(visual, is_text, [1, 2])
+    candidates = Candidates.build(visual, is_text, [1, 2], num_heads=1)
     layer.evict(key, key, select(torch.rand(2, 1, 6), candidates), seen=6)
     assert (layer.get_seq_length(), layer.physical_length) == (6, 4)
     assert layer.get_mask_sizes(2) == (6, 2)

@@ -40,7 +40,7 @@ def test_a_device_map_with_layers_on_disk(tmp_path):
 @pytest.mark.gpu
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_cuda_keeps_what_the_cpu_keeps(attention):
-    model = tiny_model()
+    model = tiny_model().double()
     model.set_attn_implementation(attention)
     inputs = prompt("mixed", 3)
     caches = []
@@ -53,8 +53,8 @@ def test_cuda_keeps_what_the_cpu_keeps(attention):
             )
         caches.append(cache)
     for ours, theirs in zip(caches[1].layers, caches[0].layers, strict=True):
-        torch.testing.assert_close(ours.keys.cpu(), theirs.keys, rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(ours.values.cpu(), theirs.values, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(ours.keys.cpu(), theirs.keys, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(ours.values.cpu(), theirs.values, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.gpu

@@ -94,24 +94,26 @@ def token_runs(ids: Tensor, token_id: int) -> list[list[int]]:
 
 
 def _find_spans(ids: Tensor, placeholder: Placeholder) -> list[tuple[int, VisualSpan]]:
-    """Give each item its run of placeholder tokens; rows and items are in the same order."""
-    positions = (ids == placeholder.token_id).nonzero().tolist()
+    """Give each item its placeholder tokens; rows and items are in the same order."""
+    runs = token_runs(ids, placeholder.token_id)
+    tokens = sum(length for _, _, length in runs)
     wanted = sum(t * h * w for t, h, w in placeholder.grids)
-    if len(positions) != wanted:
+    if tokens != wanted:
         raise PureKVError(
-            f"the prompt has {len(positions)} {placeholder.modality} tokens and the pixels make "
-            f"{wanted}; build both with one call of the model's own processor"
+            f"the prompt has {tokens} {placeholder.modality} tokens and the pixels make {wanted}; "
+            "build both with one call of the model's own processor"
         )
+    grids = iter(placeholder.grids)
     found = []
-    taken = 0
-    for grid in placeholder.grids:
-        row, start = positions[taken]
-        span = VisualSpan(start, grid, placeholder.modality)
-        if positions[taken + span.length - 1] != [row, start + span.length - 1]:
+    for row, start, length in runs:
+        stop = start + length
+        while start < stop:  # items may follow each other without text between them
+            span = VisualSpan(start, next(grids), placeholder.modality)
+            start += span.length
+            found.append((row, span))
+        if start > stop:
             raise PureKVError(
-                f"the {placeholder.modality} tokens at position {start} of row {row} are not "
+                f"the {placeholder.modality} tokens at position {span.start} of row {row} are not "
                 "consecutive; build the prompt with the model's own processor"
             )
-        found.append((row, span))
-        taken += span.length
     return found
