@@ -17,20 +17,21 @@ from pathlib import Path
 
 import torch
 from common import RESULTS, write_results
+from transformers import PreTrainedModel, ProcessorMixin
 
 from purekv import PureKV, PureKVConfig
 from purekv.evals import (
+    Batch,
     Sample,
     answer_samples,
     exact_match,
+    prepare_samples,
     read_samples,
     retention_interval,
     wilson_interval,
 )
 from purekv.loading import Checkpoint
-from purekv.media import Clip
 from purekv.reference import default_checkpoint, write_dataset
-from purekv.session import read_clip
 
 
 def main() -> None:
@@ -61,14 +62,15 @@ def main() -> None:
             started = time.perf_counter()
             samples = make_samples(Path(folder), arguments, frames, size)
             print(f"wrote {len(samples)} samples in {time.perf_counter() - started:.0f} s")
-            batches = make_batches(samples, arguments.batch)
-            clips = {
-                sample.id: [read_clip(processor, v) for v in sample.videos] for sample in samples
-            }
+            batches = [
+                (group, prepare_samples(model, processor, group))
+                for group in make_batches(samples, arguments.batch)
+            ]
+            print(f"prepared after {time.perf_counter() - started:.0f} s", flush=True)
             full: dict[str, list[bool]] = {}
             for config in configs:
                 started = time.perf_counter()
-                correct, ratio = evaluate(model, processor, batches, clips, config)
+                correct, ratio = evaluate(model, processor, batches, config)
                 full = full or correct
                 row = summarise(samples, correct, full, config)
                 row |= {"what": "quality", "frames": frames, "size": size, "compression": ratio}
@@ -76,7 +78,7 @@ def main() -> None:
                 rows.append(row)
                 seconds = time.perf_counter() - started
                 print(describe(row), f"{seconds:.0f} s", flush=True)
-    write_results(arguments.out, {k: str(v) for k, v in vars(arguments).items()}, rows)
+                write_results(arguments.out, {k: str(v) for k, v in vars(arguments).items()}, rows)
 
 
 def make_samples(
@@ -111,19 +113,23 @@ def make_batches(samples: list[Sample], size: int) -> list[list[Sample]]:
 
 
 @torch.inference_mode()
-def evaluate(model, processor, batches, clips: dict[str, list[Clip]], config):
+def evaluate(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    batches: list[tuple[list[Sample], Batch]],
+    config: PureKVConfig | None,
+) -> tuple[dict[str, list[bool]], float]:
     """Whether each turn of each sample was right, and the mean compression."""
     correct: dict[str, list[bool]] = {}
     ratios = []
-    for batch in batches:
-        options = {"read": lambda sample: clips[sample.id]}
+    for samples, batch in batches:
         if config is None:
-            answers = answer_samples(model, processor, batch, **options)
+            answers = answer_samples(model, processor, batch)
         else:
             with PureKV(config)(model) as run:
-                answers = answer_samples(model, processor, batch, **options)
+                answers = answer_samples(model, processor, batch)
             ratios.append(run.report.compression)
-        for sample, texts in zip(batch, answers, strict=True):
+        for sample, texts in zip(samples, answers, strict=True):
             correct[sample.id] = [
                 exact_match(text, turn.answer)
                 for text, turn in zip(texts, sample.turns, strict=True)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from purekv import PureKV, PureKVConfig, PureKVError
-from purekv.evals import answer_samples, read_samples
+from purekv.evals import answer_samples, prepare_samples, read_samples
 from tests.media.clips import write_video
 from tests.tiny import tiny_model, tiny_processor
 
@@ -28,7 +28,8 @@ def samples(tmp_path_factory):
 def test_a_batch_answers_as_each_sample_alone(samples, budget):
     model, processor = tiny_model(), tiny_processor()
 
-    def answer(batch):
+    def answer(asked):
+        batch = prepare_samples(model, processor, asked)
         if budget is None:
             return answer_samples(model, processor, batch)
         config = PureKVConfig(budget=budget, first_token="compressed")
@@ -50,7 +51,7 @@ def test_the_second_turn_reads_the_gold_answer(samples, monkeypatch):
         return generate(**inputs)
 
     monkeypatch.setattr(model, "generate", spy)
-    answer_samples(model, processor, samples)
+    answer_samples(model, processor, prepare_samples(model, processor, samples))
     for sample, text in zip(samples, prompts[1], strict=True):
         first, second = sample.turns
         wanted = (

@@ -5,6 +5,7 @@ and on the cache that the first prompt left: compressed, if PureKV is attached t
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,15 +19,23 @@ from purekv.media import Clip
 from purekv.session import read_clip
 
 
-def answer_samples(
+@dataclass(frozen=True)
+class Batch:
+    """Samples ready to be asked, by as many methods as one likes."""
+
+    prompts: list[list[str]]
+    """Prompt text of each turn and sample, the gold history included."""
+    inputs: dict[str, Tensor]
+    """Of the first turn, on the model's device."""
+
+
+def prepare_samples(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     samples: Sequence[Sample],
-    *,
-    max_new_tokens: int = 16,
     read: Callable[[Sample], list[Clip]] | None = None,
-) -> list[list[str]]:
-    """Greedy answers to every turn of each sample, as one left-padded batch.
+) -> Batch:
+    """Tokens and pixels of a left-padded batch.
 
     Args:
         samples: all with the same number of turns.
@@ -37,9 +46,17 @@ def answer_samples(
         raise PureKVError("the samples of a batch must have the same number of turns")
     messages = [_messages(sample) for sample in samples]
     prompts = [[_render(processor, chat[: 2 * t + 1]) for chat in messages] for t in range(turns)]
-    inputs = dict(_first_inputs(processor, samples, prompts[0], read).to(model.device))
-    answers: list[list[str]] = [[] for _ in samples]
-    for turn in range(turns):
+    inputs = _first_inputs(processor, samples, prompts[0], read)
+    return Batch(prompts, dict(inputs.to(model.device)))
+
+
+def answer_samples(
+    model: PreTrainedModel, processor: ProcessorMixin, batch: Batch, *, max_new_tokens: int = 16
+) -> list[list[str]]:
+    """Greedy answers to every turn of each sample."""
+    inputs = dict(batch.inputs)
+    answers: list[list[str]] = [[] for _ in batch.prompts[0]]
+    for turn, prompts in enumerate(batch.prompts):
         output = model.generate(
             **inputs, max_new_tokens=max_new_tokens, do_sample=False, return_dict_in_generate=True
         )
@@ -47,12 +64,12 @@ def answer_samples(
         texts = processor.batch_decode(output.sequences[:, seen:], skip_special_tokens=True)
         for row, text in enumerate(texts):
             answers[row].append(text.strip())
-        if turn + 1 < turns:
+        if turn + 1 < len(batch.prompts):
             cache = output.past_key_values
             cache.crop(seen - cache.get_seq_length())  # forget the model's own answer
             new = [
                 after[len(before) :]
-                for before, after in zip(prompts[turn], prompts[turn + 1], strict=True)
+                for before, after in zip(prompts, batch.prompts[turn + 1], strict=True)
             ]
             inputs = _next_inputs(processor, inputs, new)
             inputs["past_key_values"] = cache
