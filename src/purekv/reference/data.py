@@ -103,14 +103,20 @@ def write_image(path: Path, pixels: np.ndarray) -> None:
 def write_video(
     path: Path, pixels: np.ndarray, rate: int = FRAMES_PER_SECOND, crf: int = CRF
 ) -> None:
-    """pixels: uint8 [F, H, W, 3]; H.264 on one thread, so that the bytes repeat."""
+    """pixels: uint8 [F, H, W, 3].
+
+    One thread, no B frames, no macroblock tree, so that the bytes repeat: with the preset's own
+    x264 was seen to encode the same frames in several ways.
+    """
     import av
 
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate)
         stream.height, stream.width = pixels.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": str(crf), "preset": "medium", "threads": "1"}
+        stream.options = {
+            "crf": str(crf), "preset": "medium", "threads": "1", "x264-params": "bframes=0:mbtree=0"
+        }  # fmt: skip
         for picture in pixels:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
