@@ -2,27 +2,26 @@
 
     python benchmarks/retention.py --n 800 --out benchmarks/results/retention.json
 
-Videos are written as mp4 files and read back through the model's processor. Answers come from the
-compressed cache, the first token included (`first_token="compressed"`).
+Videos are written as mp4 files and read back through the model's processor. Each sample
+is prefilled once and answered with every method and budget from the compressed cache, the first
+token included (`first_token="compressed"`); a second turn is asked after the gold first answer.
 """
 
 import argparse
-import dataclasses
-import multiprocessing
+import sys
 import tempfile
 import time
 from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 from common import RESULTS, write_results
 from transformers import PreTrainedModel, ProcessorMixin
 
-from purekv import PureKV, PureKVConfig
+from purekv import PureKVConfig
 from purekv.evals import (
-    Batch,
     Sample,
+    SharedPrefill,
     answer_samples,
     exact_match,
     prepare_samples,
@@ -43,15 +42,14 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs="+", default=[280])
     parser.add_argument("--methods", nargs="+", default=["clie", "snapkv", "value_norm", "random"])
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.2, 0.1, 0.05])
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--shards", type=int, default=1, help="processes that write the videos")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--out", type=Path, default=RESULTS / "retention.json")
     arguments = parser.parse_args()
 
     checkpoint = Checkpoint.find(arguments.model or default_checkpoint())
-    processor, model = checkpoint.processor(), checkpoint.model()
-    configs: list[PureKVConfig | None] = [None]
-    configs += [
+    processor = checkpoint.processor()
+    model = checkpoint.model(dtype=arguments.dtype)
+    configs = [
         PureKVConfig(budget=budget, scorer=method, first_token="compressed")
         for method in arguments.methods
         for budget in arguments.budgets
@@ -59,82 +57,55 @@ def main() -> None:
     rows = []
     for frames, size in zip(arguments.frames, arguments.size, strict=True):
         with tempfile.TemporaryDirectory() as folder:
-            started = time.perf_counter()
             samples = make_samples(Path(folder), arguments, frames, size)
-            print(f"wrote {len(samples)} samples in {time.perf_counter() - started:.0f} s")
-            batches = [
-                (group, prepare_samples(model, processor, group))
-                for group in make_batches(samples, arguments.batch)
-            ]
-            print(f"prepared after {time.perf_counter() - started:.0f} s", flush=True)
-            full: dict[str, list[bool]] = {}
-            for config in configs:
-                started = time.perf_counter()
-                correct, ratio = evaluate(model, processor, batches, config)
-                full = full or correct
-                row = summarise(samples, correct, full, config)
-                row |= {"what": "quality", "frames": frames, "size": size, "compression": ratio}
-                row["tokens"] = (frames // 2) * (size // 28) ** 2
-                rows.append(row)
-                seconds = time.perf_counter() - started
-                print(describe(row), f"{seconds:.0f} s", flush=True)
-                write_results(arguments.out, {k: str(v) for k, v in vars(arguments).items()}, rows)
+            correct = evaluate(model, processor, samples, configs)
+        for config, ours in zip([None, *configs], correct, strict=True):
+            row = summarise(samples, ours, correct[0], config)
+            row |= {"what": "quality", "frames": frames, "size": size}
+            row["tokens"] = (frames // 2) * (size // 28) ** 2
+            rows.append(row)
+            print(describe(row), flush=True)
+        settings = {name: str(value) for name, value in vars(arguments).items()}
+        write_results(arguments.out, settings | {"dtype": str(model.dtype)}, rows)
 
 
 def make_samples(
     folder: Path, arguments: argparse.Namespace, frames: int, size: int
 ) -> list[Sample]:
-    """`n` samples from as many seeds as there are shards, each written by its own process."""
-    seeds = [arguments.seed + shard for shard in range(arguments.shards)]
-    count = -(-arguments.n // arguments.shards)
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        jobs = [
-            pool.submit(write_dataset, folder / str(seed), count, seed, frames, size)
-            for seed in seeds
-        ]
-        for job in jobs:
-            job.result()
-    return [
-        dataclasses.replace(sample, id=f"{seed}-{sample.id}")
-        for seed in seeds
-        for sample in read_samples(folder / str(seed) / "data.jsonl")
-    ]
-
-
-def make_batches(samples: list[Sample], size: int) -> list[list[Sample]]:
-    by_turns: dict[int, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        by_turns[len(sample.turns)].append(sample)
-    return [
-        group[start : start + size]
-        for group in by_turns.values()
-        for start in range(0, len(group), size)
-    ]
+    return read_samples(write_dataset(folder, arguments.n, arguments.seed, frames, size))
 
 
 @torch.inference_mode()
 def evaluate(
     model: PreTrainedModel,
     processor: ProcessorMixin,
-    batches: list[tuple[list[Sample], Batch]],
-    config: PureKVConfig | None,
-) -> tuple[dict[str, list[bool]], float]:
-    """Whether each turn of each sample was right, and the mean compression."""
-    correct: dict[str, list[bool]] = {}
-    ratios = []
-    for samples, batch in batches:
-        if config is None:
+    samples: list[Sample],
+    configs: list[PureKVConfig],
+) -> list[dict[str, list[bool]]]:
+    """Whether each turn of each sample was right: with the full cache, then with each config."""
+    correct: list[dict[str, list[bool]]] = [{} for _ in range(1 + len(configs))]
+    started = time.perf_counter()
+    for done, sample in enumerate(samples, 1):
+        batch = prepare_samples(model, processor, [sample])
+        with SharedPrefill(configs, model) as run:
             answers = answer_samples(model, processor, batch)
-        else:
-            with PureKV(config)(model) as run:
-                answers = answer_samples(model, processor, batch)
-            ratios.append(run.report.compression)
-        for sample, texts in zip(samples, answers, strict=True):
-            correct[sample.id] = [
+            for cache in run.caches:
+                answers += answer_samples(model, processor, batch, cache=cache)
+        for rights, texts in zip(correct, answers, strict=True):
+            rights[sample.id] = [
                 exact_match(text, turn.answer)
                 for text, turn in zip(texts, sample.turns, strict=True)
             ]
-    return correct, sum(ratios) / len(ratios) if ratios else 1.0
+        if done % 32 == 0:
+            left = (time.perf_counter() - started) / done * (len(samples) - done)
+            so_far = [sum(map(sum, r.values())) / sum(map(len, r.values())) for r in correct]
+            print(
+                f"{done}/{len(samples)}, {left:.0f} s left,",
+                *(f"{accuracy:.3f}" for accuracy in so_far),
+                file=sys.stderr,
+                flush=True,
+            )
+    return correct
 
 
 def summarise(

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from purekv import PureKV, PureKVConfig, PureKVError
-from purekv.evals import answer_samples, prepare_samples, read_samples
+from purekv.evals import SharedPrefill, answer_samples, prepare_samples, read_samples
 from tests.media.clips import write_video
 from tests.tiny import tiny_model, tiny_processor
 
@@ -39,6 +39,24 @@ def test_a_batch_answers_as_each_sample_alone(samples, budget):
     together = answer(samples)
     assert together == [answer([sample])[0] for sample in samples]
     assert all(len(turns) == 2 for turns in together)
+
+
+def test_a_shared_prefill_answers_as_each_method_alone(samples):
+    model, processor = tiny_model(), tiny_processor()
+    configs = [
+        PureKVConfig(budget=budget, scorer=scorer, first_token="compressed")
+        for budget in (0.5, 0.2)
+        for scorer in ("clie", "snapkv", "random")
+    ]
+    for sample in samples:
+        batch = prepare_samples(model, processor, [sample])
+        bare = answer_samples(model, processor, batch)
+        with SharedPrefill(configs, model) as run:
+            assert answer_samples(model, processor, batch) == bare
+            shared = [answer_samples(model, processor, batch, cache=c) for c in run.caches]
+        for config, answers in zip(configs, shared, strict=True):
+            with PureKV(config)(model):
+                assert answer_samples(model, processor, batch) == answers
 
 
 def test_the_second_turn_reads_the_gold_answer(samples, monkeypatch):

@@ -3,10 +3,12 @@
 from purekv.evals.answering import Batch, answer_samples, prepare_samples
 from purekv.evals.metrics import exact_match, retention_interval, wilson_interval
 from purekv.evals.samples import Sample, Turn, read_samples
+from purekv.evals.shared import SharedPrefill
 
 __all__ = [
     "Batch",
     "Sample",
+    "SharedPrefill",
     "Turn",
     "answer_samples",
     "exact_match",

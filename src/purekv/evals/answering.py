@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
+from transformers.cache_utils import Cache
 
 from purekv.errors import PureKVError
 from purekv.evals.samples import Sample
@@ -51,10 +52,22 @@ def prepare_samples(
 
 
 def answer_samples(
-    model: PreTrainedModel, processor: ProcessorMixin, batch: Batch, *, max_new_tokens: int = 16
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    batch: Batch,
+    *,
+    cache: Cache | None = None,
+    max_new_tokens: int = 16,
 ) -> list[list[str]]:
-    """Greedy answers to every turn of each sample."""
-    inputs = dict(batch.inputs)
+    """Greedy answers to every turn of each sample.
+
+    Args:
+        cache: of the first prompt, as `SharedPrefill` makes them; it grows.
+    """
+    inputs: dict[str, Any] = dict(batch.inputs)
+    if cache is not None:
+        inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        inputs["past_key_values"] = cache
     answers: list[list[str]] = [[] for _ in batch.prompts[0]]
     for turn, prompts in enumerate(batch.prompts):
         output = model.generate(
