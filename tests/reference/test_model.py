@@ -76,6 +76,24 @@ def test_the_checkpoint_is_whole(checkpoint: Path) -> None:
 
 
 @needs_gguf
+def test_an_earlier_checkpoint_is_replaced(checkpoint: Path) -> None:
+    (checkpoint / "stray").touch()
+    assert build(checkpoint) == checkpoint
+    assert is_intact(checkpoint)
+    assert not (checkpoint / "stray").exists()
+    assert list(checkpoint.parent.iterdir()) == [checkpoint]
+
+
+def test_other_files_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(ReferenceModelError, match="new or empty directory"):
+        build(tmp_path)
+    with pytest.raises(ReferenceModelError, match="is a file"):
+        build(tmp_path / "thesis.txt")
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+@needs_gguf
 def test_it_is_a_stock_model(loaded: tuple) -> None:
     model, processor = loaded
     assert type(model).__name__ == "Qwen2_5_VLForConditionalGeneration"

@@ -161,12 +161,13 @@ def build(
     gguf: str | Path | None = None,
     weights: Path = WEIGHTS,
 ) -> Path:
-    """Writes the checkpoint to `directory` (replaced if it exists) and returns it."""
+    """Writes the checkpoint to `directory` and returns it; an earlier one there is replaced."""
     import torch
     from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
     say = progress or (lambda message: None)
-    directory = Path(directory)
+    directory = Path(directory).absolute()
+    _refuse_other_files(directory)
     trained = trained_weights(weights)
     say("checking the language model's file")
     source = find_gguf(gguf)
@@ -203,12 +204,21 @@ def build(
         sums = {file.name: _sha256(file) for file in sorted(scratch.iterdir())}
         (scratch / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n")
         scratch.chmod(0o755)
-        if directory.exists():
-            shutil.rmtree(directory)
+        if directory.exists():  # out of the way first: others may be reading it
+            directory.rename(scratch / "replaced")
         scratch.rename(directory)
+        shutil.rmtree(directory / "replaced", ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return directory
+
+
+def _refuse_other_files(directory: Path) -> None:
+    """`build` replaces its own checkpoints and fills empty directories, nothing else."""
+    if directory.exists() and not directory.is_dir():
+        raise ReferenceModelError(f"{directory} is a file; name a new directory")
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / CHECKSUMS).exists():
+        raise ReferenceModelError(f"{directory} holds other files; name a new or empty directory")
 
 
 def fingerprint() -> str:
