@@ -32,6 +32,8 @@ from purekv.evals import (
 from purekv.loading import Checkpoint
 from purekv.reference import default_checkpoint, write_dataset
 
+METHODS = ("clie", "snapkv", "value_norm", "random")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -40,8 +42,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=20_000, help="of the data; never trained on")
     parser.add_argument("--frames", type=int, nargs="+", default=[20])
     parser.add_argument("--size", type=int, nargs="+", default=[280])
-    parser.add_argument("--methods", nargs="+", default=["clie", "snapkv", "value_norm", "random"])
-    parser.add_argument("--budgets", type=float, nargs="+", default=[0.2, 0.1, 0.05])
+    parser.add_argument(
+        "--runs",
+        nargs="+",
+        default=[f"{name}:{budget}" for name in METHODS for budget in (0.2, 0.1, 0.05)],
+        help="scorer:budget of each run",
+    )
+    parser.add_argument("--minutes", type=float, help="stop there with the samples done so far")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--out", type=Path, default=RESULTS / "retention.json")
     arguments = parser.parse_args()
@@ -50,15 +57,15 @@ def main() -> None:
     processor = checkpoint.processor()
     model = checkpoint.model(dtype=arguments.dtype)
     configs = [
-        PureKVConfig(budget=budget, scorer=method, first_token="compressed")
-        for method in arguments.methods
-        for budget in arguments.budgets
+        PureKVConfig(budget=float(budget), scorer=scorer, first_token="compressed")
+        for scorer, budget in (run.split(":") for run in arguments.runs)
     ]
     rows = []
     for frames, size in zip(arguments.frames, arguments.size, strict=True):
         with tempfile.TemporaryDirectory() as folder:
             samples = make_samples(Path(folder), arguments, frames, size)
-            correct = evaluate(model, processor, samples, configs)
+            correct = evaluate(model, processor, samples, configs, arguments.minutes)
+            samples = [sample for sample in samples if sample.id in correct[0]]
         for config, ours in zip([None, *configs], correct, strict=True):
             row = summarise(samples, ours, correct[0], config)
             row |= {"what": "quality", "frames": frames, "size": size}
@@ -81,6 +88,7 @@ def evaluate(
     processor: ProcessorMixin,
     samples: list[Sample],
     configs: list[PureKVConfig],
+    minutes: float | None,
 ) -> list[dict[str, list[bool]]]:
     """Whether each turn of each sample was right: with the full cache, then with each config."""
     correct: list[dict[str, list[bool]]] = [{} for _ in range(1 + len(configs))]
@@ -96,7 +104,9 @@ def evaluate(
                 exact_match(text, turn.answer)
                 for text, turn in zip(texts, sample.turns, strict=True)
             ]
-        if done % 32 == 0:
+        if minutes is not None and time.perf_counter() - started > 60 * minutes:
+            break
+        if done % 16 == 0:
             left = (time.perf_counter() - started) / done * (len(samples) - done)
             so_far = [sum(map(sum, r.values())) / sum(map(len, r.values())) for r in correct]
             print(
