@@ -1,5 +1,6 @@
 """What every benchmark records: machine, versions, commit, and rows written in one piece."""
 
+import argparse
 import json
 import os
 import platform
@@ -26,6 +27,11 @@ def commit() -> str:
     command = ["git", "-C", str(RESULTS), "rev-parse", "--short", "HEAD"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
+
+
+def settings(arguments: argparse.Namespace) -> dict[str, str]:
+    """The command line's choices, without places on this machine."""
+    return {k: str(v) for k, v in vars(arguments).items() if k not in ("out", "model")}
 
 
 def write_results(path: Path, config: dict[str, Any], rows: list[dict[str, Any]]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, write_results
+from common import RESULTS, settings, write_results
 from shapes import SHAPES, random_model, video_prompt
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DynamicCache
@@ -39,8 +39,7 @@ def main() -> None:
     for frames in arguments.frames:
         prompt = video_prompt(model, frames)
         rows += measure(model, prompt, frames * 256, arguments)
-    config = {name: str(value) for name, value in vars(arguments).items()}
-    write_results(arguments.out, config, rows)
+    write_results(arguments.out, settings(arguments), rows)
 
 
 @torch.inference_mode()

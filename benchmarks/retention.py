@@ -15,7 +15,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
-from common import RESULTS, write_results
+from common import RESULTS, settings, write_results
 from transformers import PreTrainedModel, ProcessorMixin
 
 from purekv import PureKVConfig
@@ -72,8 +72,7 @@ def main() -> None:
             row["tokens"] = (frames // 2) * (size // 28) ** 2
             rows.append(row)
             print(describe(row), flush=True)
-        settings = {name: str(value) for name, value in vars(arguments).items()}
-        write_results(arguments.out, settings | {"dtype": str(model.dtype)}, rows)
+        write_results(arguments.out, settings(arguments) | {"dtype": str(model.dtype)}, rows)
 
 
 def make_samples(
