@@ -128,7 +128,7 @@ def test_it_answers_the_sample(loaded: tuple) -> None:
 
 @needs_gguf
 @pytest.mark.slow
-@pytest.mark.parametrize(("frames", "size", "n"), [(20, 280, 40), (18, 224, 32)])
+@pytest.mark.parametrize(("frames", "size", "n"), [(20, 280, 24), (18, 224, 16)])
 def test_it_answers_new_videos(
     loaded: tuple, tmp_path: Path, frames: int, size: int, n: int
 ) -> None:
