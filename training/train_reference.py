@@ -30,6 +30,7 @@ from language import (
 )
 from language import rope_tables as text_rope
 from safetensors.torch import save_file
+from state import load_state, save_state
 from stream import Batch, Shape, Speech, held_out, stream, tokenizer_json
 from torch import Tensor
 from tower import OUT, any_size, block, init_tower, patchify, tower
@@ -79,8 +80,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("stage", choices=("tower", "answers", "evaluate"))
     parser.add_argument("--gguf", type=Path, help="SmolLM2; absent: random weights, for timing")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer.json, where --gguf is absent")
-    parser.add_argument("--state", type=Path, help="checkpoint to start from")
-    parser.add_argument("--save", type=Path, required=True, help="checkpoint to write")
+    parser.add_argument("--state", type=Path, help="state, or folder of weights, to start from")
+    parser.add_argument("--save", type=Path, required=True, help="state to write (.safetensors)")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights and log")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument(
@@ -121,14 +122,15 @@ class Run:
             self.heads[f"{name}.bias"] = torch.zeros(size)
         self.lora = init_lora(generator)
         self.groups = {"tower": self.tower, "heads": self.heads, "lora": self.lora}
-        state = torch.load(args.state, map_location="cpu") if args.state else {}
+        state, moments, stage = load_state(args.state) if args.state else ({}, {}, "")
         for name, group in self.groups.items():
             group.update(state.get(name, {}))
             for key in group:
                 group[key] = group[key].to(self.device).requires_grad_()
         self.optimizer = self.make_optimizer()
-        if args.stage == "answers" and state.get("stage") == "answers":
-            self.optimizer.load_state_dict(state["optimizer"])
+        if args.stage == stage == "answers":
+            settings = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": moments, "param_groups": settings})
         self.block, self.layer = block, layer
         if not args.eager:
             self.block, self.layer = (
@@ -403,10 +405,7 @@ class Run:
             name: {k: v.detach().cpu() for k, v in group.items()}
             for name, group in self.groups.items()
         }
-        torch.save(
-            {**state, "optimizer": self.optimizer.state_dict(), "stage": self.args.stage},
-            self.args.save,
-        )
+        save_state(self.args.save, self.groups, self.optimizer, self.args.stage)
 
         def narrow(name: str, prefix: str = "") -> dict[str, Tensor]:
             return {prefix + k: v.to(torch.bfloat16) for k, v in state[name].items()}

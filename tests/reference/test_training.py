@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "training"))
 language = pytest.importorskip("language")
 tower = pytest.importorskip("tower")
 
-from purekv.reference.model import make_config  # noqa: E402
+from purekv.reference.model import WEIGHTS, make_config  # noqa: E402
 
 
 def test_patchify_is_the_processors() -> None:
@@ -88,3 +88,26 @@ def test_language_is_the_stock_one(patches: int, grid: int) -> None:
         layers = language.effective(base, lora)
         found = language.language(layers, base["norm"], embeds, *tables)
     torch.testing.assert_close(found, expected.last_hidden_state, atol=1e-3, rtol=1e-3)
+
+
+def test_training_goes_on_from_its_state_and_from_shipped_weights(tmp_path):
+    state = pytest.importorskip("state")
+    groups = {"tower": {"blocks.0.w": torch.randn(3, 2)}, "lora": {"q.a": torch.randn(2, 2)}}
+    parameters = [value.requires_grad_() for group in groups.values() for value in group.values()]
+    optimizer = torch.optim.AdamW(parameters)
+    sum(parameter.sum() for parameter in parameters).backward()
+    optimizer.step()
+    state.save_state(tmp_path / "state.safetensors", groups, optimizer, "answers")
+    loaded, moments, stage = state.load_state(tmp_path / "state.safetensors")
+    assert stage == "answers"
+    for name, group in groups.items():
+        for key, value in group.items():
+            assert torch.equal(loaded[name][key], value)
+    again = torch.optim.AdamW(parameters)
+    again.load_state_dict({"state": moments, "param_groups": again.state_dict()["param_groups"]})
+    for number, expected in optimizer.state_dict()["state"].items():
+        for key, value in expected.items():
+            assert torch.equal(again.state_dict()["state"][number][key], value)
+    shipped, moments, stage = state.load_state(WEIGHTS)
+    assert set(shipped) == {"tower", "lora"}
+    assert (moments, stage) == ({}, "")
