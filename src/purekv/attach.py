@@ -79,7 +79,9 @@ class Run:
         self._cache: Cache | None = None
         self._continuing = False
         self._mask: Tensor | None = None  # of a forward on an empty cache
-        self._new_tokens: Tensor | None = None  # bool [B, q_len], where a continuation has padding
+        self._new_tokens: Tensor | None = (
+            None  # bool [B, n]; the newest entries, if some are padding
+        )
 
     def __enter__(self) -> "Run":
         if self._language.config._attn_implementation != self._backend.name:
@@ -128,7 +130,9 @@ class Run:
         cache = inputs.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
             self._check_continuation(cache, inputs)
-        elif inputs.get("use_cache") is not False:
+            return
+        self._report = None
+        if inputs.get("use_cache") is not False:
             if cache is not None:
                 make_evicting(cache, self._num_layers)
             layout = self._family.layout(self._model.config, inputs)
@@ -157,9 +161,17 @@ class Run:
         if not self._continuing:
             positions = _text_positions(kwargs.get("position_ids")) if cache is None else None
             self._mask = self._backend.prefill_mask(embeds, attention_mask, positions)
-        elif self._new_tokens is None and attention_mask is not None and embeds.shape[1] > 1:
-            # A generated token is never padding; a further turn of a batch may have some.
-            new_tokens = attention_mask[:, -embeds.shape[1] :].bool()
+        elif (
+            cache is not None
+            and self._new_tokens is None
+            and attention_mask is not None
+            and embeds.shape[1] > 1
+        ):
+            # A further turn says which tokens behind the prompt are padding: its own, and those
+            # that `generate` fed to rows that had finished.
+            layer = cache.layers[0]
+            count = layer.physical_length - layer.prompt_entries + embeds.shape[1]
+            new_tokens = attention_mask[:, -count:].bool()
             self._new_tokens = None if new_tokens.all() else new_tokens
         return args, kwargs
 
@@ -213,6 +225,8 @@ class Run:
         assert self._cache is not None
         if prefill.tail is not None:
             self._rerun_tail(module, kwargs, prefill.tail, output)
+        for layer in self._cache.layers:
+            layer.prompt_entries = layer.physical_length
         self._report = {
             "visual_tokens": list(prefill.layout.visual_tokens),
             "kept_visual_tokens": list(prefill.quota),

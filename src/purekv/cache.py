@@ -19,6 +19,8 @@ class EvictingLayer(DynamicLayer):
         super().__init__()
         self.evicted = 0
         """Tokens seen that are no longer stored, padding counted as the batch counts it."""
+        self.prompt_entries = 0
+        """Entries that the prefill left; those behind them are stored one for one."""
         self._is_entry: Tensor | None = None
 
     @property
@@ -61,10 +63,11 @@ class EvictingLayer(DynamicLayer):
         self.keys = key.gather(2, index)
         self.values = value.gather(2, index[..., :1].expand(-1, -1, -1, value.shape[-1]))
         self._is_entry = selection.is_entry
+        self.prompt_entries = self.physical_length
         self.evicted = seen - self.physical_length
 
     def reset(self) -> None:
-        self.evicted = 0
+        self.evicted = self.prompt_entries = 0
         self._is_entry = None
         self.keys = self.values = None
         self.is_initialized = False

@@ -72,7 +72,7 @@ class PureKVConfig:
                 raise PureKVError(f"{name}={value!r} is not available; use {_one_of(allowed)}")
         for name in ("plan", "tolerance"):
             if getattr(self, name) is not None:
-                raise PureKVError(f"{name} is not available in this version; leave it at None")
+                raise PureKVError(f"{name} is not available in this version; leave it out")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, every field."""

@@ -61,11 +61,20 @@ class Checkpoint:
     def _explained(self) -> Iterator[None]:
         try:
             yield
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise PureKVError(
+                f"cannot load {self.name}: its weights do not fit its config.json; "
+                "download or convert it again"
+            ) from error
         except (OSError, ValueError, SafetensorError) as error:
             raise PureKVError(f"cannot load {self.name}: {_first_sentence(error)}") from error
 
 
 def _config(name: str) -> Any:
+    if not name.strip():
+        raise PureKVError("the model's name is empty; give a checkpoint directory or a hub id")
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -93,6 +102,8 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise PureKVError(f"device={name!r} is unknown; use auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
+        raise PureKVError(f"device={name!r} is not supported; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise PureKVError(
             f"device={name!r} is not on this machine, which has {torch.cuda.device_count()} CUDA "

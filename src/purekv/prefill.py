@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from purekv.config import PureKVConfig
+from purekv.errors import PureKVError
 from purekv.layout import Layout
 from purekv.scoring import LayerInputs, Scorer
 from purekv.selection import Candidates, Selection, select
@@ -23,7 +24,7 @@ class Prefill:
         num_key_value_heads: of every layer.
 
     Raises:
-        PureKVError: a row has nothing to score with.
+        PureKVError: a row has nothing to score with, or no text to compute again.
     """
 
     def __init__(
@@ -46,6 +47,12 @@ class Prefill:
         """bool [B, n]; the newest n positions, True at text that runs again on the compressed
         cache. None if nothing does."""
         if self.evicts and config.first_token == "compressed":
+            for row, visual in enumerate(layout.visual_tokens):
+                if visual and not layout.is_tail[row].any():
+                    raise PureKVError(
+                        f"row {row} of the prompt has no text after its last visual token to "
+                        'compute again; put the question behind it, or use first_token="exact"'
+                    )
             protected = protected & ~layout.is_tail
             first = int(layout.is_tail.any(0).nonzero()[0])
             self.tail = layout.is_tail[:, first:]

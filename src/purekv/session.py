@@ -91,7 +91,12 @@ class Chat:
         self._rope_deltas: Tensor | None = None
 
     def ask(self, question: str, *, max_new_tokens: int = 64, **generate: Any) -> Answer:
-        """Generate the answer, greedily unless `generate` says otherwise."""
+        """Generate the answer, greedily unless `generate` says otherwise.
+
+        Raises PureKVError for a question with a placeholder token of media, or for more than one
+        beam or returned sequence: what the cache then holds is not the conversation.
+        """
+        self._check(question, generate)
         message = _message("user", question)
         if self._ids is None:
             message["content"] = [*self._placeholders(), *message["content"]]
@@ -100,18 +105,33 @@ class Chat:
             inputs = self._next_prompt(message, self._ids)
         inputs = inputs.to(self.model.device)
         self._put_back_positions()
-        output = self.model.generate(
-            **inputs,
-            past_key_values=self._cache,
-            return_dict_in_generate=True,
-            **{"max_new_tokens": max_new_tokens, "do_sample": False, **generate},
-        )
+        seen = 0 if self._cache is None else self._cache.get_seq_length()
+        try:
+            output = self.model.generate(
+                **inputs,
+                past_key_values=self._cache,
+                return_dict_in_generate=True,
+                **{"max_new_tokens": max_new_tokens, "do_sample": False, **generate},
+            )
+        except BaseException:  # an interrupted turn never was
+            if self._cache is not None:
+                self._cache.crop(seen - self._cache.get_seq_length())
+            raise
         token_ids = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
         text = self.processor.tokenizer.decode(token_ids, skip_special_tokens=True).strip()
         self._ids, self._cache = output.sequences, output.past_key_values
         self._rope_deltas = getattr(self.model.base_model, "rope_deltas", None)
         self._messages += [message, _message("assistant", text)]
         return Answer(text, token_ids)
+
+    def _check(self, question: str, generate: dict[str, Any]) -> None:
+        for name in ("image_token", "video_token"):
+            token = getattr(self.processor, name, None)
+            if token and token in question:
+                raise PureKVError(f"the question contains {token}, which stands for media; drop it")
+        for name in ("num_beams", "num_return_sequences"):
+            if (generate.get(name) or 1) > 1:
+                raise PureKVError(f"{name}={generate[name]} in a chat; use model.generate for that")
 
     def _placeholders(self) -> list[dict[str, str]]:
         return [{"type": "video"} for _ in self._videos] + [{"type": "image"} for _ in self._images]

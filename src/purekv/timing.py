@@ -45,7 +45,8 @@ class PhaseTimer:
         model, vision = self._model, self._vision
         self._handles = [
             model.register_forward_pre_hook(self._start("forward"), with_kwargs=True),
-            model.register_forward_hook(self._stop_forward, with_kwargs=True),
+            # Also after a failed forward, whose start would else be taken for the next one's.
+            model.register_forward_hook(self._stop_forward, with_kwargs=True, always_call=True),
             vision.register_forward_pre_hook(self._start("vision"), with_kwargs=True),
             vision.register_forward_hook(self._stop_vision),
         ]
@@ -84,9 +85,11 @@ class PhaseTimer:
             self._encoded.append(interval)
 
     def _stop_forward(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        phase = "decode" if _query_length(args, kwargs) == 1 else "forward"
-        self._intervals[phase].append((self._started.pop("forward"), _stamp(module)))
+        start = self._started.pop("forward", None)
         self._encoded = []
+        if output is not None and start is not None:
+            phase = "decode" if _query_length(args, kwargs) == 1 else "forward"
+            self._intervals[phase].append((start, _stamp(module)))
 
 
 def _query_length(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

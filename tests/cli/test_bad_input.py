@@ -49,6 +49,12 @@ CASES = {
     "window zero": ((*GOOD, "--window", "0"), "window=0"),
     "window word": ((*GOOD, "--window", "x"), "question"),
     "unknown device": ((*GOOD, "--device", "abacus"), "auto, cpu, cuda"),
+    "unsupported device": ((*GOOD, "--device", "meta"), "use auto, cpu, cuda"),
+    "empty model": (("--video", "{video}", "--ask", "?", "--model", ""), "name is empty"),
+    "placeholder": (
+        ("--video", "{video}", "--model", "{model}", "--ask", "a <|video_pad|>?"),
+        "stands for media",
+    ),
     "missing GPU": ((*GOOD, "--device", "cuda:7"), "not on this machine"),
     "unknown dtype": ((*GOOD, "--dtype", "int3"), "float32"),
     "missing model": (("--video", "{video}", "--ask", "?", "--model", "{tmp}/none"), "not found"),

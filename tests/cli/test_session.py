@@ -115,3 +115,32 @@ def test_sampling_arguments_pass_through(model, clip) -> None:
     chat = Chat(model, PROCESSOR, videos=[clip])
     torch.manual_seed(0)
     assert len(chat.ask("What?", do_sample=True, max_new_tokens=3, min_new_tokens=3).token_ids) == 3
+
+
+def test_an_interrupted_turn_never_was(model, clip) -> None:
+    def answers(interrupted: bool) -> list[int]:
+        chat = Chat(model, PROCESSOR, videos=[clip])
+        chat.ask("first?", max_new_tokens=4)
+        if interrupted:
+
+            def stop(*_: object, **__: object) -> bool:
+                raise KeyboardInterrupt
+
+            with pytest.raises(KeyboardInterrupt):
+                chat.ask("never mind", max_new_tokens=4, stopping_criteria=[stop])
+        return chat.ask("second?", max_new_tokens=6).token_ids
+
+    assert answers(interrupted=True) == answers(interrupted=False)
+
+
+@pytest.mark.parametrize(
+    ("question", "settings", "names"),
+    [
+        ("what is <|video_pad|>?", {}, "stands for media"),
+        ("what?", {"num_beams": 3}, "num_beams=3"),
+        ("what?", {"num_return_sequences": 2}, "num_return_sequences=2"),
+    ],
+)
+def test_what_a_chat_cannot_continue_is_refused(model, clip, question, settings, names) -> None:
+    with pytest.raises(PureKVError, match=names):
+        Chat(model, PROCESSOR, videos=[clip]).ask(question, **settings)

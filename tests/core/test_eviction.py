@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from purekv import PureKV, PureKVConfig
+from purekv import PureKV, PureKVConfig, PureKVError
 from purekv.cache import cache_bytes
 from tests.core.prompts import MODALITIES, prompt
 from tests.core.twin import recorded_selections, twin_attention
@@ -236,3 +236,50 @@ def test_a_cache_goes_on_after_the_block():
     cache = first.past_key_values
     rest = model.generate(input_ids=first.sequences, past_key_values=cache, **half)
     assert torch.equal(rest, whole)
+
+
+@pytest.mark.parametrize("budget", [1.0, 0.3])
+def test_a_further_turn_can_mask_what_a_finished_row_was_fed(budget):
+    """`generate` feeds padding to rows that are done; the next turn's mask takes it back."""
+    model = tiny_model()
+    turn = torch.tensor([[11, 12, 13]])
+    settings = {**GREEDY, "return_dict_in_generate": True}
+
+    def second_turn(rows, junk):
+        inputs = prompt("mixed", rows=rows)
+        first = model.generate(**inputs, **{**settings, "max_new_tokens": 6, "min_new_tokens": 6})
+        seen = inputs["input_ids"].shape[1]
+        cache = first.past_key_values
+        cache.crop(seen - cache.get_seq_length())
+        fed = torch.full((len(rows), 4 + junk), 21)
+        mask = torch.cat([inputs["attention_mask"], torch.ones_like(fed)], 1)
+        ids = torch.cat([inputs["input_ids"], fed], 1)
+        model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=1)
+        mask[0, seen + 4 :] = 0  # row 0 was done after four tokens
+        new = turn.expand(len(rows), -1)
+        return model.generate(
+            input_ids=torch.cat([ids, new], 1),
+            attention_mask=torch.cat([mask, torch.ones_like(new)], 1),
+            past_key_values=cache,
+            **GREEDY,
+        )[0, -12:]
+
+    if budget == 1.0:
+        expected = second_turn([0, 1], junk=3)
+    with PureKV(PureKVConfig(budget=budget))(model):
+        ours = second_turn([0, 1], junk=3)
+        if budget != 1.0:
+            expected = second_turn([0], junk=0)
+    assert torch.equal(ours, expected)
+
+
+def test_a_refused_request_leaves_no_trace_in_the_next_report():
+    model = tiny_model()
+    with PureKV(PureKVConfig(budget=0.3))(model) as run:
+        model.generate(**prompt(), **GREEDY)
+        with pytest.raises(PureKVError):
+            model.generate(input_ids=torch.tensor([[1, 2, 3]]), max_new_tokens=2)
+        with pytest.raises(PureKVError, match="nothing was compressed"):
+            _ = run.report
+        model.generate(**prompt(), **GREEDY)
+        assert run.report.seconds["vision"] > 0

@@ -30,7 +30,7 @@ from tests.tiny import tiny_model
         ({"prefill": "sparse"}, "dense"),
         ({"evict": "drop"}, "post"),
         ({"first_token": "none"}, "exact"),
-        ({"plan": "plan.json"}, "None"),
+        ({"plan": "plan.json"}, "leave it out"),
     ],
     ids=str,
 )
@@ -112,6 +112,9 @@ def test_no_question_behind_the_video():
     for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
         inputs[name] = inputs[name][:, : last + 1]
     with PureKV()(model), pytest.raises(PureKVError, match="window=N"):
+        model.generate(**inputs, max_new_tokens=2)
+    config = PureKVConfig(window=4, first_token="compressed")
+    with PureKV(config)(model), pytest.raises(PureKVError, match='first_token="exact"'):
         model.generate(**inputs, max_new_tokens=2)
     with PureKV(PureKVConfig(window=4))(model) as run:
         model.generate(**inputs, max_new_tokens=2)

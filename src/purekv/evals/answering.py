@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.cache_utils import Cache
 
 from purekv.errors import PureKVError
 from purekv.evals.samples import Sample
-from purekv.media import Clip
+from purekv.media import Clip, read_image
 from purekv.session import read_clip
 
 
@@ -111,7 +110,7 @@ def _first_inputs(
     read: Callable[[Sample], list[Clip]] | None,
 ) -> Any:
     media: dict[str, Any] = {}
-    images = [Image.open(path).convert("RGB") for sample in samples for path in sample.images]
+    images = [read_image(path) for sample in samples for path in sample.images]
     if images:
         media["images"] = images
     clips: list[Clip] = []

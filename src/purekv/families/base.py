@@ -101,7 +101,7 @@ def _find_spans(ids: Tensor, placeholder: Placeholder) -> list[tuple[int, Visual
     if tokens != wanted:
         raise PureKVError(
             f"the prompt has {tokens} {placeholder.modality} tokens and the pixels make {wanted}; "
-            "build both with one call of the model's own processor"
+            "build both with one call of the model's own processor, and set no prefill_chunk_size"
         )
     grids = iter(placeholder.grids)
     found = []
