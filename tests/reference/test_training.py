@@ -9,10 +9,11 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "training"))
-language = pytest.importorskip("language")
-tower = pytest.importorskip("tower")
+import language
+import state
+import tower
 
-from purekv.reference.model import WEIGHTS, make_config  # noqa: E402
+from purekv.reference.model import WEIGHTS, make_config
 
 
 def test_patchify_is_the_processors() -> None:
@@ -91,7 +92,6 @@ def test_language_is_the_stock_one(patches: int, grid: int) -> None:
 
 
 def test_training_goes_on_from_its_state_and_from_shipped_weights(tmp_path):
-    state = pytest.importorskip("state")
     groups = {"tower": {"blocks.0.w": torch.randn(3, 2)}, "lora": {"q.a": torch.randn(2, 2)}}
     parameters = [value.requires_grad_() for group in groups.values() for value in group.values()]
     optimizer = torch.optim.AdamW(parameters)
