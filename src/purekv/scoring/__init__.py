@@ -8,15 +8,23 @@ from collections.abc import Callable
 
 from purekv.scoring.base import LayerInputs, Scorer
 from purekv.scoring.clie import CLIE
+from purekv.scoring.h2o import H2O
+from purekv.scoring.key_diff import KeyDiff
 from purekv.scoring.random import Random
 from purekv.scoring.snapkv import SnapKV
+from purekv.scoring.streaming import Streaming
 from purekv.scoring.value_norm import ValueNorm
+from purekv.scoring.vatp import VATP
 
 SourceLayers = tuple[int, ...] | str
 
 SCORERS: dict[str, Callable[[SourceLayers, int], Scorer]] = {
     "clie": CLIE.for_model,
     "snapkv": lambda source_layers, num_layers: SnapKV(),
+    "h2o": lambda source_layers, num_layers: H2O(),
+    "streaming": lambda source_layers, num_layers: Streaming(),
+    "key_diff": lambda source_layers, num_layers: KeyDiff(),
+    "vatp": lambda source_layers, num_layers: VATP(),
     "value_norm": lambda source_layers, num_layers: ValueNorm(),
     "random": lambda source_layers, num_layers: Random(),
 }

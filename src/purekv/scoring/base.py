@@ -1,12 +1,14 @@
 """What a scorer sees and what it answers."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from purekv.layout import Layout
+from purekv.scoring.accumulated import accumulated_attention
 from purekv.window import Window, window_attention
 
 
@@ -27,12 +29,21 @@ class LayerInputs:
     window: Window
     """On the layer's device."""
 
+    # Cached, since scorers of one evaluation share the inputs of a layer.
+
+    @cached_property
     def window_attention(self) -> Tensor:
         """float32 [B, num_key_value_heads, groups, S]; see `purekv.window.window_attention`."""
         return window_attention(
             self.query, self.key, self.scaling, self.window, self.layout.is_token
         )
 
+    @cached_property
+    def accumulated_attention(self) -> Tensor:
+        """float32 [B, num_key_value_heads, groups, S]; see `purekv.scoring.accumulated`."""
+        return accumulated_attention(self.query, self.key, self.scaling, self.layout.is_token)
+
+    @cached_property
     def value_norm(self) -> Tensor:
         """L2 norm of each value vector, float32 [B, num_key_value_heads, S]."""
         return torch.linalg.vector_norm(self.value, dim=-1, dtype=torch.float32)

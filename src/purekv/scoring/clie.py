@@ -42,8 +42,8 @@ class CLIE:
         return layer_idx < self.source_layers[0] or layer_idx in self.source_layers
 
     def observe(self, layer: LayerInputs) -> Tensor:
-        return layer.window_attention().mean((1, 2))[:, None]
+        return layer.window_attention.mean((1, 2))[:, None]
 
     def score(self, layer: LayerInputs, observed: Tensor | None) -> Tensor:
         assert observed is not None
-        return observed.to(layer.value.device) * layer.value_norm()
+        return observed.to(layer.value.device) * layer.value_norm

@@ -22,7 +22,7 @@ class SnapKV:
         return True
 
     def observe(self, layer: LayerInputs) -> Tensor:
-        return layer.window_attention().mean(2)
+        return layer.window_attention.mean(2)
 
     def score(self, layer: LayerInputs, observed: Tensor | None) -> Tensor:
         assert observed is not None

@@ -18,4 +18,4 @@ class ValueNorm:
         raise NotImplementedError
 
     def score(self, layer: LayerInputs, observed: Tensor | None) -> Tensor:
-        return layer.value_norm()
+        return layer.value_norm
