@@ -1,22 +1,50 @@
-"""Makes the files in src/purekv/reference/assets: the atlas of shapes and glyphs, the footage.
+"""Makes the files in src/purekv/reference/assets: atlas of shapes and glyphs, footage, photographs.
 
-python training/make_assets.py BIG_BUCK_BUNNY.mp4 DejaVuSansMono-Bold.ttf
+python training/make_assets.py atlas DejaVuSansMono-Bold.ttf
+python training/make_assets.py footage BIG_BUCK_BUNNY.mp4
+python training/make_assets.py footage2 palmtrees_loop_512.mp4
+python training/make_assets.py photos FOLDER
+
+FOLDER holds the files of PHOTOS; assets/ATTRIBUTION.md says where each comes from.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
 
 import av
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from purekv.reference.render import ATLAS_GLYPH, ATLAS_SHAPE, GLYPHS_PER_ROW
-from purekv.reference.scene import GLYPHS, SHAPES
+from purekv.reference.scene import DIGITS, LETTERS, SHAPES
 
 ASSETS = Path(__file__).parents[1] / "src/purekv/reference/assets"
+GLYPHS = "".join(dict.fromkeys(LETTERS + DIGITS + "01"))
 FOOTAGE = (640, 360)
+FOOTAGE2, FOOTAGE2_FRAMES = (480, 270), 96
+PHOTO = (480, 360)
+# File and which part stays when it is cropped to PHOTO's shape: 0 the top or left, 1 the other end.
+PHOTOS = {
+    "astronaut.png": 0.15,
+    "brick.png": 0.5,
+    "burano_768x512.png": 0.5,
+    "camera.png": 0.2,
+    "chelsea.png": 0.5,
+    "china.jpg": 0.25,
+    "coffee.png": 0.5,
+    "crimson.jpg": 0.5,
+    "flower.jpg": 0.5,
+    "gravel.png": 0.5,
+    "hubble_deep_field.jpg": 0.5,
+    "lillian_640x480.png": 0.5,
+    "retina.jpg": 0.5,
+    "rocket.jpg": 0.5,
+    "seattle_1500x1000.png": 0.75,
+}
 
 
 def shape_mask(name: str, side: int) -> Image.Image:
@@ -101,6 +129,54 @@ def make_footage(source: str, target: Path) -> None:
         write.mux(video.encode())
 
 
+def encode(images: Iterable[Image.Image], target: Path, rate: int, options: dict[str, str]) -> None:
+    with av.open(str(target), "w") as write:
+        video = None
+        for number, image in enumerate(images):
+            if video is None:
+                video = write.add_stream("libx264", rate=rate)
+                video.width, video.height = image.size
+                video.pix_fmt = "yuv420p"
+                video.options = {"preset": "veryslow", "threads": "1", **options}
+            frame = av.VideoFrame.from_image(image).reformat(
+                format="yuv420p", dst_colorspace="ITU601", dst_color_range="MPEG"
+            )
+            frame.pts, frame.time_base = number, Fraction(1, rate)
+            write.mux(video.encode(frame))
+        write.mux(video.encode())
+
+
+def make_footage2(source: str, target: Path) -> None:
+    with av.open(source) as read:
+        images = [frame.to_image() for frame in read.decode(video=0)][:FOOTAGE2_FRAMES]
+    cut = (ImageOps.fit(image, FOOTAGE2, Image.Resampling.LANCZOS) for image in images)
+    encode(cut, target, 30, {"qp": "31", "g": "48"})
+
+
+def make_photos(folder: Path, target: Path) -> None:
+    """One photograph a frame, each a keyframe: any can be decoded alone."""
+    images = (
+        ImageOps.fit(
+            Image.open(folder / name).convert("RGB"),
+            PHOTO,
+            Image.Resampling.LANCZOS,
+            centering=(keep, keep),
+        )
+        for name, keep in PHOTOS.items()
+    )
+    encode(images, target, 1, {"qp": "25", "g": "1"})
+
+
 if __name__ == "__main__":
-    make_atlas(sys.argv[2]).save(ASSETS / "atlas.png", optimize=True)
-    make_footage(sys.argv[1], ASSETS / "footage.mp4")
+    what, source = sys.argv[1:]
+    match what:
+        case "atlas":
+            make_atlas(source).save(ASSETS / "atlas.png", optimize=True)
+        case "footage":
+            make_footage(source, ASSETS / "footage.mp4")
+        case "footage2":
+            make_footage2(source, ASSETS / "footage2.mp4")
+        case "photos":
+            make_photos(Path(source), ASSETS / "photos.mp4")
+        case _:
+            sys.exit(__doc__)
