@@ -9,7 +9,7 @@ feel the eviction, the text behind the last visual token runs once more
 
 import inspect
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +83,7 @@ class Run:
             None  # bool [B, n]; the newest entries, if some are padding
         )
 
-    def __enter__(self) -> "Run":
+    def __enter__(self) -> Self:
         if self._language.config._attn_implementation != self._backend.name:
             raise PureKVError("this model is inside another PureKV block; leave that one first")
         ALL_ATTENTION_FUNCTIONS[self._name] = self._attend
@@ -232,7 +232,7 @@ class Run:
             "kept_visual_tokens": list(prefill.quota),
             "text_tokens": list(prefill.layout.text_tokens),
             "kept_per_layer": [layer.physical_length for layer in self._cache.layers],
-            "source_layers": prefill.source_layers,
+            "source_layers": prefill.scoring.source_layers,
             "kv_bytes_full": prefill.kv_bytes_full,
             "kv_bytes_kept": cache_bytes(self._cache),
         }
@@ -249,22 +249,28 @@ class Run:
             output: of that forward; its `last_hidden_state` [B, S, hidden] is replaced there.
         """
         length = tail.shape[1]
-        embeds, position_ids = kwargs["inputs_embeds"], kwargs.get("position_ids")
-        tail = tail.to(embeds.device)
-        self._new_tokens = None if tail.all() else tail
-        again = module(
-            **{
-                **kwargs,
-                "inputs_embeds": embeds[:, -length:],
-                "position_ids": None if position_ids is None else position_ids[..., -length:],
-                "attention_mask": None,
-            }
-        )
+        again = self._run_again(module, kwargs, slice(-length, None), tail)
         hidden = output.last_hidden_state
         tail = tail.to(hidden.device)[..., None]
         newest = torch.where(tail, again.last_hidden_state, hidden[:, -length:])
         output.last_hidden_state = torch.cat([hidden[:, :-length], newest], dim=1)
+
+    def _run_again(
+        self, module: nn.Module, kwargs: dict[str, Any], part: slice, is_token: Tensor
+    ) -> Any:
+        """Run positions of the prompt on the cache in `kwargs`; False in `is_token` is padding."""
+        embeds, position_ids = kwargs["inputs_embeds"], kwargs.get("position_ids")
+        self._new_tokens = None if is_token.all() else is_token.to(embeds.device)
+        again = module(
+            **{
+                **kwargs,
+                "inputs_embeds": embeds[:, part],
+                "position_ids": None if position_ids is None else position_ids[..., part],
+                "attention_mask": None,
+            }
+        )
         self._new_tokens = None
+        return again
 
     def _check_continuation(self, cache: Cache, inputs: dict[str, Any]) -> None:
         if not is_compressed(cache):

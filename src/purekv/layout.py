@@ -62,6 +62,12 @@ class Layout:
                 behind[row, row_spans[-1].start + row_spans[-1].length :] = True
         return behind & self.is_token
 
+    @property
+    def newest_tail(self) -> Tensor:
+        """bool [B, n]; `is_tail` from the first position at which any row has it."""
+        is_tail = self.is_tail
+        return is_tail[:, int(is_tail.any(0).nonzero()[0]) :]
+
     @cached_property
     def visual_tokens(self) -> tuple[int, ...]:
         """Visual tokens of each row."""

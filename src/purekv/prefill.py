@@ -13,6 +13,23 @@ from purekv.selection import Candidates, Selection, select
 from purekv.window import Window, observation_window
 
 
+class Scoring:
+    """One scorer on its way through the layers of one prompt."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+        self._observed: Tensor | None = None
+        self.source_layers: list[int] = []
+        """Layers that were observed so far."""
+
+    def score(self, layer: LayerInputs) -> Tensor:
+        """Float32 [B, num_key_value_heads, S]; layers come in ascending order."""
+        if self._scorer.observes(layer.layer_idx):
+            self._observed = self._scorer.observe(layer)
+            self.source_layers.append(layer.layer_idx)
+        return self._scorer.score(layer, self._observed).expand(layer.value.shape[:3])
+
+
 class Prefill:
     """Scores and selects, layer after layer, for one prompt.
 
@@ -39,7 +56,7 @@ class Prefill:
         self.quota = tuple(quota)
         self.evicts = self.quota != layout.visual_tokens
         """False if the budget keeps everything; then nothing at all is changed."""
-        self.source_layers: list[int] = []
+        self.scoring = Scoring(scorer)
         self.kv_bytes_full = 0
 
         protected = layout.is_text
@@ -54,15 +71,12 @@ class Prefill:
                         'compute again; put the question behind it, or use first_token="exact"'
                     )
             protected = protected & ~layout.is_tail
-            first = int(layout.is_tail.any(0).nonzero()[0])
-            self.tail = layout.is_tail[:, first:]
-        self._scorer = scorer
+            self.tail = layout.newest_tail
         self._window = observation_window(layout, config.window)
         self._candidates = Candidates.build(
             layout.is_visual, protected, self.quota, num_key_value_heads
         )
         self._on_device: dict[torch.device, tuple[Layout, Window, Candidates]] = {}
-        self._observed: Tensor | None = None
 
     @property
     def seen(self) -> int:
@@ -86,8 +100,4 @@ class Prefill:
             self._on_device[device] = parts
         layout, window, candidates = self._on_device[device]
         layer = LayerInputs(layer_idx, query, key, value, scaling, layout, window)
-        if self._scorer.observes(layer_idx):
-            self._observed = self._scorer.observe(layer)
-            self.source_layers.append(layer_idx)
-        scores = self._scorer.score(layer, self._observed)
-        return select(scores.expand(value.shape[:3]), candidates)
+        return select(self.scoring.score(layer), candidates)

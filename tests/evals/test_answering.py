@@ -1,6 +1,7 @@
 """Batched answering equals answering one by one, and history is the gold one."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -29,7 +30,7 @@ def test_a_batch_answers_as_each_sample_alone(samples, budget):
     model, processor = tiny_model(), tiny_processor()
 
     def answer(asked):
-        batch = prepare_samples(model, processor, asked)
+        batch = replace(prepare_samples(model, processor, asked), max_new_tokens=[16, 16])
         if budget is None:
             return answer_samples(model, processor, batch)
         config = PureKVConfig(budget=budget, first_token="compressed")
@@ -41,22 +42,44 @@ def test_a_batch_answers_as_each_sample_alone(samples, budget):
     assert all(len(turns) == 2 for turns in together)
 
 
-def test_a_shared_prefill_answers_as_each_method_alone(samples):
+SCORERS_TWICE = [(budget, scorer) for budget in (0.5, 0.2) for scorer in ("clie", "h2o", "vatp")]
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 6, 100])
+def test_a_stack_answers_as_each_method_and_sample_alone(samples, rows_at_once):
     model, processor = tiny_model(), tiny_processor()
     configs = [
         PureKVConfig(budget=budget, scorer=scorer, first_token="compressed")
-        for budget in (0.5, 0.2)
-        for scorer in ("clie", "snapkv", "random")
+        for budget, scorer in [*SCORERS_TWICE, (1.0, "clie")]
     ]
-    for sample in samples:
-        batch = prepare_samples(model, processor, [sample])
-        bare = answer_samples(model, processor, batch)
-        with SharedPrefill(configs, model) as run:
-            assert answer_samples(model, processor, batch) == bare
-            shared = [answer_samples(model, processor, batch, cache=c) for c in run.caches]
-        for config, answers in zip(configs, shared, strict=True):
+    configs.append(PureKVConfig(budget=0.5, scorer="clie", window=3, first_token="compressed"))
+    batch = prepare_samples(model, processor, samples)
+    answers = {}
+    with SharedPrefill(configs, model, rows_at_once) as run:
+        for stack in run.stacks(batch.inputs):
+            rows = answer_samples(model, processor, batch, stack)
+            assert len(stack.members) <= max(1, rows_at_once // len(samples))
+            for place, member in enumerate(stack.members):
+                answers[member] = rows[place * len(samples) :][: len(samples)]
+    assert len(answers) == 1 + len(configs)
+    assert len({str(texts) for texts in answers.values()}) > 4  # eviction does show
+    for number, sample in enumerate(samples):
+        alone = prepare_samples(model, processor, [sample])
+        alone = replace(alone, max_new_tokens=batch.max_new_tokens)
+        assert answers[None][number] == answer_samples(model, processor, alone)[0]
+        for member, config in enumerate(configs):
             with PureKV(config)(model):
-                assert answer_samples(model, processor, batch) == answers
+                assert answers[member][number] == answer_samples(model, processor, alone)[0]
+
+
+def test_a_shared_prefill_needs_pixels_and_left_padding(samples):
+    model, processor = tiny_model(), tiny_processor()
+    batch = prepare_samples(model, processor, samples)
+    config = PureKVConfig(budget=0.5)
+    inputs = {name: x.flip(1) if x.ndim == 2 else x for name, x in batch.inputs.items()}
+    inputs |= {name: batch.inputs[name] for name in inputs if "grid" in name or "pixel" in name}
+    with SharedPrefill([config], model) as run, pytest.raises(PureKVError, match="on the left"):
+        run.stacks(inputs)
 
 
 def test_the_second_turn_reads_the_gold_answer(samples, monkeypatch):

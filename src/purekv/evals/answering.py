@@ -9,14 +9,34 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
-from transformers.cache_utils import Cache
 
 from purekv.errors import PureKVError
 from purekv.evals.samples import Sample
+from purekv.evals.shared import Stack
 from purekv.media import Clip, read_image
 from purekv.session import read_clip
+
+SPARE_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class Media:
+    """The pixels of one sample, in the order in which the prompt shows them: videos first."""
+
+    videos: tuple[Clip, ...] = ()
+    images: tuple[Image, ...] = ()
+
+    @property
+    def geometry(self) -> tuple[tuple[int, ...], ...]:
+        """Frames, height and width of each item."""
+        videos = [video.frames.shape[:3] for video in self.videos]
+        return (*videos, *((image.height, image.width) for image in self.images))
+
+
+Read = Callable[[Sample], Media]
 
 
 @dataclass(frozen=True)
@@ -27,50 +47,70 @@ class Batch:
     """Prompt text of each turn and sample, the gold history included."""
     inputs: dict[str, Tensor]
     """Of the first turn, on the model's device."""
+    max_new_tokens: list[int]
+    """Of each turn: room for its longest gold answer and a few tokens more; what is longer than
+    that is wrong however it goes on."""
+
+
+def read_media(processor: ProcessorMixin, sample: Sample) -> Media:
+    """A sample's files, decoded as the model's own processor would sample them."""
+    return Media(
+        tuple(read_clip(processor, path) for path in sample.videos),
+        tuple(read_image(path) for path in sample.images),
+    )
 
 
 def prepare_samples(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     samples: Sequence[Sample],
-    read: Callable[[Sample], list[Clip]] | None = None,
+    media: Sequence[Media] | None = None,
 ) -> Batch:
     """Tokens and pixels of a left-padded batch.
 
     Args:
         samples: all with the same number of turns.
-        read: how a sample's videos become frames (default: decoded from their files).
+        media: theirs (default: read from their files).
     """
     turns = len(samples[0].turns)
     if any(len(sample.turns) != turns for sample in samples):
         raise PureKVError("the samples of a batch must have the same number of turns")
-    messages = [_messages(sample) for sample in samples]
+    if media is None:
+        media = [read_media(processor, sample) for sample in samples]
+    messages = [_messages(*pair) for pair in zip(samples, media, strict=True)]
     prompts = [[_render(processor, chat[: 2 * t + 1]) for chat in messages] for t in range(turns)]
-    inputs = _first_inputs(processor, samples, prompts[0], read)
-    return Batch(prompts, dict(inputs.to(model.device)))
+    inputs = _first_inputs(processor, prompts[0], media)
+    golds = [[sample.turns[turn].answer for sample in samples] for turn in range(turns)]
+    lengths = [
+        max(map(len, processor.tokenizer(texts, add_special_tokens=False)["input_ids"]))
+        for texts in golds
+    ]
+    return Batch(prompts, dict(inputs.to(model.device)), [n + SPARE_TOKENS for n in lengths])
 
 
 def answer_samples(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    batch: Batch,
-    *,
-    cache: Cache | None = None,
-    max_new_tokens: int = 16,
+    model: PreTrainedModel, processor: ProcessorMixin, batch: Batch, stack: Stack | None = None
 ) -> list[list[str]]:
-    """Greedy answers to every turn of each sample.
+    """Greedy answers to every turn: of each sample, or of each row of a stack of caches.
 
     Args:
-        cache: of the first prompt, as `SharedPrefill` makes them; it grows.
+        stack: the batch's first prompt, prefilled by a `SharedPrefill`; its cache grows.
     """
     inputs: dict[str, Any] = dict(batch.inputs)
-    if cache is not None:
-        inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        inputs["past_key_values"] = cache
-    answers: list[list[str]] = [[] for _ in batch.prompts[0]]
+    copies = 1
+    if stack is not None:
+        copies = len(stack.members)
+        inputs = {name: inputs[name].repeat(copies, 1) for name in ("input_ids", "attention_mask")}
+        inputs["past_key_values"] = stack.cache
+        if stack.rope_deltas is not None:
+            model.base_model.rope_deltas = stack.rope_deltas
+    answers: list[list[str]] = [[] for _ in range(inputs["input_ids"].shape[0])]
     for turn, prompts in enumerate(batch.prompts):
         output = model.generate(
-            **inputs, max_new_tokens=max_new_tokens, do_sample=False, return_dict_in_generate=True
+            **inputs,
+            max_new_tokens=batch.max_new_tokens[turn],
+            do_sample=False,
+            return_dict_in_generate=True,
         )
         seen = inputs["input_ids"].shape[1]
         texts = processor.batch_decode(output.sequences[:, seen:], skip_special_tokens=True)
@@ -83,19 +123,19 @@ def answer_samples(
                 after[len(before) :]
                 for before, after in zip(prompts, batch.prompts[turn + 1], strict=True)
             ]
-            inputs = _next_inputs(processor, inputs, new)
+            inputs = _next_inputs(processor, inputs, new * copies)
             inputs["past_key_values"] = cache
     return answers
 
 
-def _messages(sample: Sample) -> list[dict[str, Any]]:
+def _messages(sample: Sample, media: Media) -> list[dict[str, Any]]:
     """Alternating questions and gold answers; the first question carries the media."""
     messages: list[dict[str, Any]] = []
     for turn in sample.turns:
-        messages.append({"role": "user", "content": [{"type": "text", "text": turn.question}]})
+        messages.append({"role": "user", "content": [{"type": "text", "text": turn.prompt}]})
         messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
-    media = [{"type": "video"} for _ in sample.videos] + [{"type": "image"} for _ in sample.images]
-    messages[0]["content"] = media + messages[0]["content"]
+    items = [{"type": "video"} for _ in media.videos] + [{"type": "image"} for _ in media.images]
+    messages[0]["content"] = items + messages[0]["content"]
     return messages
 
 
@@ -103,26 +143,19 @@ def _render(processor: ProcessorMixin, messages: list[dict[str, Any]]) -> str:
     return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
-def _first_inputs(
-    processor: ProcessorMixin,
-    samples: Sequence[Sample],
-    prompts: list[str],
-    read: Callable[[Sample], list[Clip]] | None,
-) -> Any:
-    media: dict[str, Any] = {}
-    images = [read_image(path) for sample in samples for path in sample.images]
+def _first_inputs(processor: ProcessorMixin, prompts: list[str], media: Sequence[Media]) -> Any:
+    arguments: dict[str, Any] = {}
+    images = [image for one in media for image in one.images]
     if images:
-        media["images"] = images
-    clips: list[Clip] = []
-    for sample in samples:
-        clips += read(sample) if read else [read_clip(processor, path) for path in sample.videos]
+        arguments["images"] = images
+    clips = [clip for one in media for clip in one.videos]
     if clips:
-        media["videos"] = [clip.frames for clip in clips]
-        media["videos_kwargs"] = {
+        arguments["videos"] = [clip.frames for clip in clips]
+        arguments["videos_kwargs"] = {
             "video_metadata": [clip.metadata for clip in clips],
             "do_sample_frames": False,
         }
-    return processor(text=prompts, padding=True, return_tensors="pt", **media)
+    return processor(text=prompts, padding=True, return_tensors="pt", **arguments)
 
 
 def _next_inputs(

@@ -1,7 +1,9 @@
 """Exact match, and intervals that a sceptic would accept."""
 
+import re
 import string
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -11,6 +13,12 @@ _Z = 1.959963984540054  # 95 %, two-sided
 def exact_match(prediction: str, gold: str) -> bool:
     """Equal up to case, white space and punctuation at the ends."""
     return _normalise(prediction) == _normalise(gold)
+
+
+def chosen_letter(prediction: str) -> str | None:
+    """The choice that an answer names: "B" for "B", "b.", "(B)" or "B. red"; None for "Blue"."""
+    found = re.match(r"[\W_]*([a-z])(?![\w'])", prediction.lower())
+    return found[1].upper() if found else None
 
 
 def _normalise(text: str) -> str:
@@ -46,7 +54,15 @@ def retention_interval(
     names, member = np.unique(np.asarray(clusters), return_inverse=True)
     ours_sum = np.bincount(member, np.asarray(ours, dtype=float), len(names))
     full_sum = np.bincount(member, np.asarray(full, dtype=float), len(names))
-    picks = np.random.default_rng(seed).integers(len(names), size=(resamples, len(names)))
-    ratios = ours_sum[picks].sum(1) / np.maximum(full_sum[picks].sum(1), 1e-9)
+    picked = _bootstrap(len(names), resamples, seed)
+    ratios = (picked @ ours_sum) / np.maximum(picked @ full_sum, 1e-9)
     low, high = np.percentile(ratios, [2.5, 97.5])
     return float(ours_sum.sum() / max(full_sum.sum(), 1e-9)), float(low), float(high)
+
+
+@lru_cache(maxsize=8)
+def _bootstrap(clusters: int, resamples: int, seed: int) -> np.ndarray:
+    """How often each resample picks each cluster, [resamples, clusters]; the same for all rows of
+    a table."""
+    picks = np.random.default_rng(seed).integers(clusters, size=(resamples, clusters))
+    return np.stack([np.bincount(pick, minlength=clusters) for pick in picks]).astype(float)

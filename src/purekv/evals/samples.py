@@ -1,26 +1,41 @@
 """Data sets: one JSON object a line, media beside the file."""
 
 import json
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from purekv.errors import PureKVError
+from purekv.evals.metrics import chosen_letter, exact_match
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One question and its gold answer."""
+    """One question and its gold answer: the letter, where there are choices."""
 
     question: str
     answer: str
     category: str
+    choices: tuple[str, ...] = ()
+
+    @property
+    def prompt(self) -> str:
+        """The question, and a line for each choice: "A. red"."""
+        lines = (f"{letter}. {text}" for letter, text in zip(_LETTERS, self.choices, strict=False))
+        return "\n".join([self.question, *lines])
+
+    def accepts(self, prediction: str) -> bool:
+        """Whether the prediction is right: the same letter, or else the same words."""
+        if self.choices:
+            return chosen_letter(prediction) == self.answer
+        return exact_match(prediction, self.answer)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One chat about one video or some images."""
+    """One chat about videos, images or both."""
 
     id: str
     videos: tuple[Path, ...]
@@ -32,12 +47,24 @@ class Sample:
         """Samples about the same media are not independent."""
         return "|".join(str(path) for path in self.videos + self.images)
 
+    @property
+    def media(self) -> str:
+        """ "video", "videos", "image", "images" or "mixed"."""
+        if self.videos and self.images:
+            return "mixed"
+        kind = "video" if self.videos else "image"
+        return kind if len(self.videos + self.images) == 1 else f"{kind}s"
+
+
+_LETTERS = string.ascii_uppercase
+
 
 def read_samples(path: str | Path, limit: int | None = None) -> list[Sample]:
     """Read a data set in the project's format.
 
-    Each line: `{"id", "video" | "image" | "images", "turns": [{"question", "answer"}],
-    "category"?}`, media paths relative to the file.
+    Each line: `{"id", "video" | "videos" | "image" | "images", "turns": [{"question", "answer",
+    "choices"?, "category"?}], "category"?}`, media paths relative to the file. With choices, the
+    answer is a letter or the text of one.
 
     Raises:
         PureKVError: the file is missing, or a line is not such an object.
@@ -56,27 +83,54 @@ def read_samples(path: str | Path, limit: int | None = None) -> list[Sample]:
                 samples.append(_sample(json.loads(line), path.parent))
             except (ValueError, KeyError, TypeError) as error:
                 raise PureKVError(
-                    f"{path}:{number} is not a sample ({error}); a line needs id, video or image "
-                    "or images, and turns with question and answer"
+                    f"{path}:{number} is not a sample ({error}); a line needs id, video, videos, "
+                    "image or images, and turns with question and answer"
                 ) from error
     return samples
 
 
 def _sample(data: Mapping[str, Any], folder: Path) -> Sample:
-    images = data.get("images", [data["image"]] if "image" in data else [])
-    videos = [data["video"]] if "video" in data else []
+    videos, images = _paths(data, "video", folder), _paths(data, "image", folder)
     if not images and not videos:
         raise ValueError("no media")
     category = data.get("category", "all")
-    turns = tuple(
-        Turn(turn["question"], turn["answer"], turn.get("category", category))
-        for turn in data["turns"]
-    )
+    turns = tuple(_turn(turn, category) for turn in data["turns"])
     if not turns:
         raise ValueError("no turns")
-    return Sample(
-        str(data["id"]),
-        tuple(folder / video for video in videos),
-        tuple(folder / image for image in images),
-        turns,
-    )
+    return Sample(str(data["id"]), videos, images, turns)
+
+
+def _paths(data: Mapping[str, Any], kind: str, folder: Path) -> tuple[Path, ...]:
+    """What `kind` or its plural names."""
+    several = f"{kind}s"
+    if kind in data and several in data:
+        raise ValueError(f"both {kind} and {several}; write one of them")
+    names = data.get(several, [data[kind]] if kind in data else [])
+    return tuple(folder / name for name in _texts(names, several))
+
+
+def _turn(data: Mapping[str, Any], category: str) -> Turn:
+    question, answer = _texts([data["question"], data["answer"]], "question and answer")
+    choices = _texts(data.get("choices") or [], "choices")
+    if choices:
+        answer = _gold_letter(answer, choices)
+    return Turn(question, answer, data.get("category", category), choices)
+
+
+def _texts(values: Any, name: str) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{name} must be text, not {json.dumps(values)}")
+    return tuple(values)
+
+
+def _gold_letter(answer: str, choices: tuple[str, ...]) -> str:
+    if not 2 <= len(choices) <= len(_LETTERS):
+        raise ValueError(f"{len(choices)} choices; use 2 to {len(_LETTERS)}")
+    letters = _LETTERS[: len(choices)]
+    written = answer.strip(string.punctuation + string.whitespace).upper()
+    if len(written) == 1 and written in letters:
+        return written
+    for letter, text in zip(letters, choices, strict=True):
+        if exact_match(answer, text):
+            return letter
+    raise ValueError(f"the answer {answer!r} is none of the choices {', '.join(choices)}")

@@ -1,9 +1,10 @@
-"""One prefill, many methods: what makes evaluation affordable on a small machine."""
+"""One prefill, many methods and budgets: what makes evaluation affordable."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
@@ -13,47 +14,82 @@ from purekv.budget import keep_counts
 from purekv.cache import make_evicting
 from purekv.config import PureKVConfig
 from purekv.errors import PureKVError
-from purekv.prefill import Prefill
-from purekv.scoring import make_scorer
+from purekv.layout import Layout
+from purekv.prefill import Prefill, Scoring
+from purekv.scoring import LayerInputs, make_scorer
+from purekv.selection import Candidates, select
+from purekv.window import Window, observation_window
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Caches of several configs on top of one another: row `m * B + b` is sample b under
+    `configs[members[m]]`. They hold the prompt up to its last token, which is still to be run."""
+
+    members: tuple[int | None, ...]
+    """Numbers of configs; None is the full cache."""
+    cache: Cache
+    rope_deltas: Tensor | None
+    """M-RoPE's offset of the text [rows, 1]; transformers keeps it on the model."""
 
 
 class SharedPrefill(Run):
     """A run whose own cache stays whole, and which fills one compressed cache for each config.
 
-    All configs evict after a layer's attention, so they see the same queries, keys and values.
-    Their caches end before the text behind the last visual token: `generate` with the same ids and
-    such a cache runs that text on it, which is `first_token="compressed"`. Batches of one.
+    All configs evict after a layer's attention, so they see the same queries, keys and values:
+    each scorer scores a layer once, whatever the budgets, and configs of one budget are selected,
+    stored and asked together. All text behind the last visual token is computed again on the
+    compressed caches, which is `first_token="compressed"`.
 
         with SharedPrefill(configs, model) as run:
-            full = model.generate(**inputs)
-            ours = [model.generate(**ids, past_key_values=cache) for cache in run.caches]
+            for stack in run.stacks(inputs):
+                answers = answer_samples(model, processor, batch, stack)
+
+    Args:
+        configs: what to compare; their `first_token` is not looked at.
+        rows_at_once: a stack holds no more rows than this, or a single config.
     """
 
-    def __init__(self, configs: Sequence[PureKVConfig], model: PreTrainedModel) -> None:
+    def __init__(
+        self, configs: Sequence[PureKVConfig], model: PreTrainedModel, rows_at_once: int = 32
+    ) -> None:
         super().__init__(PureKVConfig(budget=1.0), model)
-        self._configs = [replace(config, first_token="compressed") for config in configs]
-        self._scorers = [
-            make_scorer(config.scorer, config.source_layers, self._num_layers) for config in configs
+        self._configs = list(configs)
+        self._rows_at_once = rows_at_once
+        self._branches: _Branches | None = None
+
+    def stacks(self, inputs: Mapping[str, Any]) -> list[Stack]:
+        """Prefill a batch, padded on the left: the full cache, then those of the configs.
+
+        Raises:
+            PureKVError: a row without pixels, without text behind them, or padded on the right.
+        """
+        output = self._model.generate(
+            **inputs, max_new_tokens=1, do_sample=False, return_dict_in_generate=True
+        )
+        full = output.past_key_values
+        full.crop(-1)
+        for layer in full.layers:
+            layer.prompt_entries = layer.physical_length
+        branches, self._branches = self._branches, None
+        assert branches is not None
+        deltas = getattr(self._model.base_model, "rope_deltas", None)
+        caches = [((None,), full), *zip(branches.members, branches.caches, strict=True)]
+        return [
+            Stack(members, cache, None if deltas is None else deltas.repeat(len(members), 1))
+            for members, cache in caches
         ]
-        self._prefills: list[Prefill] = []
-        self.caches: list[Cache] = []
-        """One for each config, of the last prompt."""
 
     def _before_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         super()._before_model(module, args, kwargs)
-        if self._prefill is None:
-            return
-        layout = self._prefill.layout
-        if len(layout.spans) != 1:
-            raise PureKVError("a shared prefill takes one prompt at a time; use batches of one")
-        self.caches, self._prefills = [], []
-        for config, scorer in zip(self._configs, self._scorers, strict=True):
-            quota = keep_counts(config.budget, layout)
-            heads = self._language.config.num_key_value_heads
-            self._prefills.append(Prefill(config, scorer, layout, quota, heads))
-            cache = DynamicCache()
-            make_evicting(cache, self._num_layers)
-            self.caches.append(cache)
+        if self._prefill is not None:
+            self._branches = _Branches(
+                self._configs,
+                self._prefill.layout,
+                self._num_layers,
+                self._language.config.num_key_value_heads,
+                self._rows_at_once,
+            )
 
     def _evict(
         self,
@@ -65,8 +101,123 @@ class SharedPrefill(Run):
         scaling: float,
     ) -> None:
         super()._evict(prefill, layer_idx, query, key, value, scaling)
-        for branch, cache in zip(self._prefills, self.caches, strict=True):
-            selection = branch.select(layer_idx, query, key, value, scaling)
+        if self._branches is not None:
+            self._branches.fill(layer_idx, query, key, value, scaling)
+
+    def _after_language_model(
+        self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        is_prefill = self._prefill is not None
+        output = super()._after_language_model(module, args, kwargs, output)
+        if is_prefill and self._branches is not None:
+            self._finish(module, kwargs, self._branches)
+        return output
+
+    def _finish(self, module: nn.Module, kwargs: dict[str, Any], branches: "_Branches") -> None:
+        """Run the text behind the last visual token on each stack, but for the last token."""
+        tail = branches.tail[:, :-1]
+        length = tail.shape[1]
+        embeds, position_ids = kwargs["inputs_embeds"], kwargs.get("position_ids")
+        for members, cache in zip(branches.members, branches.caches, strict=True):
+            copies = len(members)
+            stacked = {
+                **kwargs,
+                "inputs_embeds": embeds[:, -1 - length :].repeat(copies, 1, 1),
+                "past_key_values": cache,
+            }
+            if position_ids is not None:  # [B, S], or [3 or 4, B, S] for M-RoPE
+                newest = position_ids[..., -1 - length :]
+                stacked["position_ids"] = torch.cat([newest] * copies, dim=-2)
+            if length:
+                self._run_again(module, stacked, slice(-1), tail.repeat(copies, 1))
+            for layer in cache.layers:
+                layer.prompt_entries = layer.physical_length
+
+
+class _Branches:
+    """The compressed caches of one prompt while its layers go by."""
+
+    def __init__(
+        self,
+        configs: Sequence[PureKVConfig],
+        layout: Layout,
+        num_layers: int,
+        num_heads: int,
+        rows_at_once: int,
+    ) -> None:
+        self.tail = layout.newest_tail
+        """bool [B, n], as `Prefill.tail`."""
+        batch, seq_len = layout.is_token.shape
+        if not self.tail[:, -1].all():
+            raise PureKVError(
+                "every prompt of a shared prefill needs images or videos and text behind them, "
+                "and is padded on the left"
+            )
+        self._seen = seq_len - self.tail.shape[1]
+        self._layout = layout
+        self._windows: dict[int | str, Window] = {
+            config.window: observation_window(layout, config.window) for config in configs
+        }
+        # One entry for each way to score, whatever the budgets; configs point to theirs.
+        ways = [(config.window, config.scorer, config.source_layers) for config in configs]
+        self._scorings = {
+            way: Scoring(make_scorer(way[1], way[2], num_layers)) for way in dict.fromkeys(ways)
+        }
+        places = {way: place for place, way in enumerate(self._scorings)}
+
+        by_budget: dict[float | int, list[int]] = {}
+        for number, config in enumerate(configs):
+            by_budget.setdefault(config.budget, []).append(number)
+        most = max(1, rows_at_once // batch)
+        self.members: list[tuple[int, ...]] = []
+        self.caches: list[Cache] = []
+        self._ways: list[list[int]] = []
+        self._candidates: list[Candidates] = []
+        protected = layout.is_text & ~layout.is_tail
+        for budget, numbers in by_budget.items():
+            quota = keep_counts(budget, layout)
+            for start in range(0, len(numbers), most):
+                members = tuple(numbers[start : start + most])
+                copies = len(members)
+                cache = DynamicCache()
+                make_evicting(cache, num_layers)
+                self.members.append(members)
+                self.caches.append(cache)
+                self._ways.append([places[ways[number]] for number in members])
+                self._candidates.append(
+                    Candidates.build(
+                        layout.is_visual.repeat(copies, 1),
+                        protected.repeat(copies, 1),
+                        quota * copies,
+                        num_heads,
+                    )
+                )
+
+    @torch.no_grad()
+    def fill(
+        self, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> None:
+        """Put one layer's entries, as chosen by each config, into the stacked caches."""
+        self._to(key.device)
+        inputs = {
+            name: LayerInputs(layer_idx, query, key, value, scaling, self._layout, window)
+            for name, window in self._windows.items()
+        }
+        scores = torch.stack(
+            [scoring.score(inputs[window]) for (window, *_), scoring in self._scorings.items()]
+        )
+        copied: dict[int, tuple[Tensor, Tensor]] = {}
+        for cache, ways, candidates in zip(self.caches, self._ways, self._candidates, strict=True):
+            copies = len(ways)
+            if copies not in copied:
+                copied[copies] = key.repeat(copies, 1, 1, 1), value.repeat(copies, 1, 1, 1)
+            selection = select(scores[ways].flatten(0, 1), candidates)
             layer = cache.layers[layer_idx]
             layer.lazy_initialization(key, value)
-            layer.evict(key, value, selection, branch.seen)
+            layer.evict(*copied[copies], selection, self._seen)
+
+    def _to(self, device: torch.device) -> None:
+        if self._layout.is_token.device != device:
+            self._layout = self._layout.to(device)
+            self._windows = {name: window.to(device) for name, window in self._windows.items()}
+            self._candidates = [candidates.to(device) for candidates in self._candidates]
