@@ -60,7 +60,7 @@ def expected(name: str, layer: LayerInputs, row: int) -> torch.Tensor:
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", ["h2o", "vatp", "key_diff"])
-@pytest.mark.parametrize("block", [256, 5])
+@pytest.mark.parametrize("block", [64, 5])
 def test_a_scorer_equals_its_formula(name, shape, groups, block, monkeypatch):
     monkeypatch.setattr(accumulated, "BLOCK_QUERIES", block)
     layer = layer_inputs(shape, groups)

@@ -19,7 +19,7 @@ from purekv.evals.shared import Stack
 from purekv.media import Clip, read_image
 from purekv.session import read_clip
 
-SPARE_TOKENS = 4
+SPARE_TOKENS = 2
 
 
 @dataclass(frozen=True)

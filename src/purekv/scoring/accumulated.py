@@ -7,7 +7,7 @@ from purekv.window import BLOCK_ELEMENTS
 
 # Queries of one block. A block only meets the keys up to its last query, so small blocks skip
 # nearly all of the future half of the matrix; large ones keep matrix products efficient.
-BLOCK_QUERIES = 256
+BLOCK_QUERIES = 64
 _PADDING = -1e30  # finite: a query of the padding, which sees nothing else, makes no NaN
 
 

@@ -1,0 +1,26 @@
+"""The smoke level of the reference suite, on fewer samples than its 50: reading, prefilling and
+answering with the embedded model, from the command line to the table."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "reference_suite.py"
+
+
+def test_a_fifth_of_the_cache_answers_like_the_whole(tmp_path):
+    out = tmp_path / "smoke.json"
+    options = ["--limit=12", "--methods", "clie", "random", "--budgets", "0.2"]
+    command = [sys.executable, SCRIPT, "--level=smoke", *options, "--out", out]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    full, clie, random = result["rows"]
+    assert [row["scorer"] for row in result["rows"]] == ["full", "clie", "random"]
+    assert all(row["what"] == "quality" for row in result["rows"])
+    assert result["config"]["samples"] == 12
+    assert result["config"]["seconds"]["evaluating"] > 0
+    assert full["accuracy"] > 0.8
+    assert clie["retention"] > 0.85
+    assert clie["retention"] > random["retention"]
