@@ -34,6 +34,8 @@ KINDS = [
     ([(4, 32, 48)], [(32, 32), (48, 48)], 2),
     ([(4, 32, 48)], [], 2),
     ([(4, 32, 48)], [], 1),
+    ([], [(32, 48), (32, 48)], 2),  # as many pixels as that video: one batch with it
+    ([(4, 32, 48)], [], 2),
 ]
 CHOICES = ("red", "green")
 
@@ -78,7 +80,7 @@ def test_batches_of_many_kinds_are_right_where_each_sample_alone_is(samples, mon
         model, processor, samples, CONFIGS, batch_size=2, read=from_memory,
         progress=lambda found: reports.append(len(found.full)),
     )  # fmt: skip
-    assert reports == [2, 3, 4, 5, 6, 7]
+    assert reports == [2, 4, 5, 6, 7, 8, 9]
     assert found.visual_tokens["1"] == 3 * 2
     for sample in samples:
         batch = prepare_samples(model, processor, [sample], [from_memory(sample)])
@@ -103,6 +105,7 @@ def test_equal_ids_are_refused(samples):
 
 
 def test_a_summary_counts_by_category_turn_and_media(samples):
+    samples = samples[:7]
     full = {s.id: [True] * len(s.turns) for s in samples}
     ours = {s.id: [False] + [True] * (len(s.turns) - 1) for s in samples}
     row = summarise(samples, ours, full, CONFIGS[0])

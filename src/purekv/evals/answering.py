@@ -30,10 +30,10 @@ class Media:
     images: tuple[Image, ...] = ()
 
     @property
-    def geometry(self) -> tuple[tuple[int, ...], ...]:
-        """Frames, height and width of each item."""
-        videos = [video.frames.shape[:3] for video in self.videos]
-        return (*videos, *((image.height, image.width) for image in self.images))
+    def pixels(self) -> int:
+        """How large the prompt will be: an image costs as much as two frames of its size."""
+        frames = sum(video.frames[..., 0].size for video in self.videos)
+        return frames + sum(2 * image.height * image.width for image in self.images)
 
 
 Read = Callable[[Sample], Media]

@@ -64,8 +64,8 @@ def evaluate(
 ) -> Evaluation:
     """Ask every sample all its turns, with the full cache and with each config.
 
-    Samples are batched with others of the same geometry and number of turns; while the model works
-    on a batch, a thread reads the next one. The answer's first token already comes out of the
+    Samples are batched with others of as many pixels and turns; while the model works on a batch, a
+    thread reads the next one. The answer's first token already comes out of the
     compressed cache.
 
     Args:
@@ -114,11 +114,11 @@ def evaluate(
 def _batches(
     samples: Iterable[Sample], size: int, read: Read
 ) -> Iterator[list[tuple[Sample, Media]]]:
-    """Samples of one geometry and number of turns, as many as `size`, in order of completion."""
+    """Up to `size` samples of as many pixels and turns: their prompts are about equally long."""
     waiting: dict[Any, list[tuple[Sample, Media]]] = defaultdict(list)
     for sample in samples:
         media = read(sample)
-        kind = (media.geometry, len(sample.turns))
+        kind = (media.pixels, len(sample.turns))
         waiting[kind].append((sample, media))
         if len(waiting[kind]) == size:
             yield waiting.pop(kind)
