@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tower import rms_norm, rotate
 
-LAYERS, WIDTH, HEADS, KV_HEADS, HEAD, INNER = 30, 576, 9, 3, 64, 1536
+WIDTH, HEADS, KV_HEADS, HEAD, INNER = 576, 9, 3, 64, 1536
 SECTIONS, THETA, EPS = (8, 12, 12), 100_000.0, 1e-5
-RANK = 32
 PROJECTIONS = {  # name: (rows, columns)
     "self_attn.q_proj": (WIDTH, WIDTH),
     "self_attn.k_proj": (KV_HEADS * HEAD, WIDTH),
@@ -24,21 +23,21 @@ PROJECTIONS = {  # name: (rows, columns)
 }
 
 
-def init_lora(generator: torch.Generator) -> dict[str, Tensor]:
-    """Stacked over layers: `<projection>.a` [30, rank, in], `<projection>.b` [30, out, rank]."""
+def init_lora(generator: torch.Generator, layers: int, rank: int) -> dict[str, Tensor]:
+    """Stacked over layers: `<projection>.a` [L, rank, in], `<projection>.b` [L, out, rank]."""
     lora = {}
     for name, (rows, columns) in PROJECTIONS.items():
-        lora[f"{name}.a"] = torch.randn(LAYERS, RANK, columns, generator=generator) * columns**-0.5
-        lora[f"{name}.b"] = torch.zeros(LAYERS, rows, RANK)
+        lora[f"{name}.a"] = torch.randn(layers, rank, columns, generator=generator) * columns**-0.5
+        lora[f"{name}.b"] = torch.zeros(layers, rows, rank)
     return lora
 
 
 def stack_base(
-    weights: dict[str, Tensor], device: torch.device, dtype: torch.dtype
+    weights: dict[str, Tensor], layers: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Frozen weights, stacked over layers."""
+    """Frozen weights of the first so many layers, stacked."""
     base = {
-        name: torch.stack([weights[f"layers.{i}.{name}.weight"] for i in range(LAYERS)]).to(
+        name: torch.stack([weights[f"layers.{i}.{name}.weight"] for i in range(layers)]).to(
             device, dtype
         )
         for name in (*PROJECTIONS, "input_layernorm", "post_attention_layernorm")
@@ -67,14 +66,23 @@ def effective(base: dict[str, Tensor], lora: dict[str, Tensor]) -> list[tuple[Te
 
 
 def rope_tables(
-    prefix: int, patches: int, grid: int, tail: int, device: torch.device
+    prefix: int, patches: int, grid: int, count: int, between: int, tail: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin [S, 64] of text, one video (or image), text, as the stock model places them."""
-    before = torch.arange(prefix, device=device).expand(3, -1)
+    """cos and sin [S, 64], as the stock model places text, `count` videos (or images), text.
+
+    `between`: tokens of text between two videos. What follows a video goes on behind its rows and
+    columns, however many patches it has.
+    """
     t, h, w = (torch.arange(n, device=device) for n in (patches, grid, grid))
-    video = torch.stack(torch.meshgrid(t, h, w, indexing="ij")).flatten(1) + prefix
-    after = torch.arange(tail, device=device).expand(3, -1) + prefix + grid
-    where = torch.cat([before, video, after], 1).float()
+    video = torch.stack(torch.meshgrid(t, h, w, indexing="ij")).flatten(1)
+    parts, at = [], 0
+    for k in range(count):
+        text = between if k else prefix
+        parts.append(torch.arange(text, device=device).expand(3, -1) + at)
+        parts.append(video + at + text)
+        at += text + grid
+    parts.append(torch.arange(tail, device=device).expand(3, -1) + at)
+    where = torch.cat(parts, 1).float()
     step = THETA ** -(torch.arange(0, HEAD, 2, device=device).float() / HEAD)
     angle = where[:, :, None] * step
     angle = torch.cat([part[i] for i, part in enumerate(angle.split(SECTIONS, -1))], -1)
@@ -111,10 +119,10 @@ def answer_logits(hidden: Tensor, where: Tensor, embed: Tensor) -> Tensor:
     return F.linear(hidden.flatten(0, 1)[where], embed).float()
 
 
-def random_base(generator: torch.Generator) -> dict[str, Tensor]:
+def random_base(generator: torch.Generator, layers: int) -> dict[str, Tensor]:
     """Stand-in weights, for timing and tests."""
     weights = {}
-    for i in range(LAYERS):
+    for i in range(layers):
         for name, (rows, columns) in PROJECTIONS.items():
             weights[f"layers.{i}.{name}.weight"] = (
                 torch.randn(rows, columns, generator=generator) * 0.02

@@ -14,34 +14,27 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from purekv.reference import tokens
+from purekv.reference.data import FIRST_SEED, Geometry, draw, samples
 from purekv.reference.gguf import read_gguf
-from purekv.reference.questions import CATEGORIES, Turn, categories, chat, conversation
+from purekv.reference.questions import CATEGORIES, Turn, chat
 from purekv.reference.render import Packed, pack
-from purekv.reference.scene import Scene, make_scene
+from purekv.reference.scene import Scene
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One kind of batch: `frames` frames of `grid` x `grid` tokens, drawn with this weight."""
+    """One kind of batch, drawn with this weight."""
 
-    frames: int
-    grid: int
+    geometry: Geometry
+    level: str = "standard"
     weight: float = 1.0
-
-    @property
-    def patches(self) -> int:
-        return max(self.frames // 2, 1)
-
-    @property
-    def visual(self) -> int:
-        return self.patches * self.grid**2
 
 
 @dataclass
 class Batch:
     shape: Shape
-    packed: Packed
-    tail: Tensor  # [B, L] ids behind the visual tokens, padded on the right
+    packed: Packed  # B * count scenes
+    tail: Tensor  # [B, L] ids behind the last visual token, padded on the right
     where: Tensor  # [n] flat places in `tail` whose next token is an answer's
     target: Tensor  # [n] that next token
     turn: Tensor  # [n] number of the answer
@@ -57,6 +50,7 @@ class Speech:
         self.tokenizer = Tokenizer.from_str(tokenizer_json)
         self.ids = lru_cache(maxsize=200_000)(lambda text: self.tokenizer.encode(text).ids)
         self.prefix = self.ids(f"{tokens.TURN_START}user\n{tokens.VISION_START}")
+        self.between = self.ids(f"{tokens.VISION_END}{tokens.VISION_START}")
         self.pads = {"video": self.ids(tokens.VIDEO_PAD)[0], "image": self.ids(tokens.IMAGE_PAD)[0]}
 
     def tail(self, turns: list[Turn]) -> tuple[list[int], list[tuple[int, int, int]]]:
@@ -66,9 +60,9 @@ class Speech:
         for number, turn in enumerate(turns):
             opening = f"{tokens.TURN_START}user\n" if number else ""
             ids += self.ids(
-                f"{opening}{turn.question}{tokens.TURN_END}\n{tokens.TURN_START}assistant\n"
+                f"{opening}{turn.prompt}{tokens.TURN_END}\n{tokens.TURN_START}assistant\n"
             )
-            for token in self.ids(f"{turn.answer}{tokens.TURN_END}"):
+            for token in self.ids(f"{turn.reply}{tokens.TURN_END}"):
                 answers.append((len(ids) - 1, token, number))
                 ids.append(token)
             ids += self.ids("\n")
@@ -101,6 +95,7 @@ class Stream(IterableDataset):
     ) -> None:  # fmt: skip
         self.phases, self.phase, self.budget = phases, phase, budget
         self.turns, self.seed, self.tokenizer = turns, seed, tokenizer
+        assert seed < FIRST_SEED  # data sets begin there
 
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
@@ -113,10 +108,14 @@ class Stream(IterableDataset):
             shapes = self.phases[self.phase.value]
             weights = np.array([shape.weight for shape in shapes])
             shape = shapes[int(rng.choice(len(shapes), p=weights / weights.sum()))]
-            scenes, chats = [], []
-            for _ in range(max(1, self.budget // (shape.visual + 24 * self.turns))):
-                scenes.append(make_scene(self.seed, index, shape.frames, shape.grid * 28))
-                chats.append(chat(scenes[-1], rng, self.turns) if self.turns else [])
+            geometry = shape.geometry
+            scenes: list[Scene] = []
+            chats: list[list[Turn]] = []
+            for _ in range(max(1, self.budget // (geometry.visual + 28 * self.turns))):
+                drawn = draw(self.seed, index, geometry, shape.level)
+                scenes += drawn
+                if speech:
+                    chats.append(chat(drawn, rng, self.turns, shape.level, geometry.media))
                 index += workers
             if speech:
                 yield collate(shape, scenes, chats, speech)
@@ -130,31 +129,21 @@ def stream(
     tokenizer: str, workers: int,
 ) -> Iterator[Batch]:  # fmt: skip
     data = Stream(phases, phase, budget, turns, seed, tokenizer)
-    extra = {"prefetch_factor": 3} if workers else {}
+    extra = {"prefetch_factor": 4} if workers else {}
     return iter(DataLoader(data, batch_size=None, num_workers=workers, **extra))
 
 
 def held_out(
     shape: Shape, count: int, batch: int, seed: int, tokenizer: str
 ) -> Iterator[tuple[Batch, list[list[Turn]]]]:
-    """Balanced two-turn conversations: the first category cycles, the second is another one."""
+    """Balanced two-turn conversations of a data set's seed."""
     speech = Speech(tokenizer)
-    kinds = categories(shape.frames)
     scenes: list[Scene] = []
     chats: list[list[Turn]] = []
-    index = done = 0
-    while done < count:
-        rng = np.random.default_rng([seed, index, 1])
-        scene = make_scene(seed, index, shape.frames, shape.grid * 28)
-        index += 1
-        first = kinds[(done + len(scenes)) % len(kinds)]
-        second = [c for c in kinds if c != first][int(rng.integers(len(kinds) - 1))]
-        turns = conversation(scene, rng, (first, second))
-        if turns is None:
-            continue
-        scenes.append(scene)
-        chats.append(turns)
-        if len(scenes) == min(batch, count - done):
-            done += len(scenes)
+    drawn = samples(count, seed, shape.geometry, shape.level, turns=(0, 1, 0))
+    for done, sample in enumerate(drawn, 1):
+        scenes += sample.scenes
+        chats.append(sample.turns)
+        if len(chats) == batch or done == count:
             yield collate(shape, scenes, chats, speech), chats
             scenes, chats = [], []

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-DEPTH, WIDTH, HEADS, INNER, OUT = 8, 256, 4, 768, 576
+WIDTH, HEADS, INNER, OUT = 256, 4, 768, 576
 PATCH, MERGE = 14, 2
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -21,7 +21,7 @@ _BLOCK = (
 )  # fmt: skip
 
 
-def init_tower(generator: torch.Generator) -> dict[str, Tensor]:
+def init_tower(generator: torch.Generator, depth: int) -> dict[str, Tensor]:
     """Fresh float32 weights under the stock names."""
 
     def normal(*shape: int, gain: float = 1.0) -> Tensor:
@@ -29,7 +29,7 @@ def init_tower(generator: torch.Generator) -> dict[str, Tensor]:
         return torch.randn(shape, generator=generator) * (gain * fan_in**-0.5)
 
     weights = {"patch_embed.proj.weight": normal(WIDTH, 3, 2, PATCH, PATCH)}
-    for i in range(DEPTH):
+    for i in range(depth):
         shapes = {
             "attn.qkv": (3 * WIDTH, WIDTH, 1.0), "attn.proj": (WIDTH, WIDTH, 0.3),
             "mlp.gate_proj": (INNER, WIDTH, 1.0), "mlp.up_proj": (INNER, WIDTH, 1.0),
@@ -127,13 +127,17 @@ def any_size(x: Tensor, *dims: int) -> Tensor:
     return x
 
 
+def tower_depth(weights: dict[str, Tensor]) -> int:
+    return sum(name.endswith("norm1.weight") for name in weights)
+
+
 def tower(
     weights: dict[str, Tensor], patches: Tensor, cos: Tensor, sin: Tensor, block=block
 ) -> Tensor:
     """[B * T, n, 1176] -> [B * T, n / 4, 576]; `block` may be a compiled one."""
     x = any_size(F.linear(patches, weights["patch_embed.proj.weight"].flatten(1)), 0, 1)
     cos, sin = any_size(cos, 0), any_size(sin, 0)
-    for i in range(DEPTH):
+    for i in range(tower_depth(weights)):
         x = block(x, cos, sin, *(weights[f"blocks.{i}.{name}"] for name in _BLOCK))
     x = rms_norm(x, weights["merger.ln_q.weight"], 1e-6)
     x = x.view(len(x), -1, WIDTH * MERGE**2)

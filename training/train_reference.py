@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import time
+from dataclasses import dataclass
 from multiprocessing import Value
 from pathlib import Path
 
@@ -36,34 +37,91 @@ from torch import Tensor
 from tower import OUT, any_size, block, init_tower, patchify, tower
 from tower import rope_tables as frame_rope
 
+from purekv.reference.data import image, page, video
 from purekv.reference.gguf import llama_weights, read_gguf
 from purekv.reference.questions import CATEGORIES
-from purekv.reference.render import Renderer
-from purekv.reference.scene import COLOURS, GLYPHS, SHAPES
+from purekv.reference.render import ASSETS, Owners, Renderer, load_clip
+from purekv.reference.scene import COLOURS, DIRECTIONS, GLYPHS, PALETTES, SHAPES
 
+
+@dataclass(frozen=True)
+class Model:
+    """What tells one reference model from another, beside the seed."""
+
+    depth: int  # of the tower
+    layers: int  # of the language model, from the first
+    rank: int  # of its updates
+
+
+MODELS = {"first": Model(8, 30, 32), "second": Model(6, 24, 16)}
 TOWER_PHASES = [
-    [Shape(4, 10, 2), Shape(4, 8), Shape(2, 6), Shape(4, 9), Shape(4, 7), Shape(1, 10, 0.3)],
+    [
+        Shape(video(4, 10), "standard", 2),
+        Shape(video(4, 8), "hard", 2),
+        Shape(video(4, 6)),
+        Shape(video(3, 14), "hard"),
+        Shape(image(12)),
+        Shape(image(16), "hard"),
+        Shape(page(12), "hard"),
+        Shape(page(20), "hard"),
+        Shape(page(28), "hard"),
+    ],
 ]
 ANSWER_PHASES = [  # from the easiest; each is in force up to a share of the whole time
-    (0.05, [Shape(8, 6, 2), Shape(8, 7), Shape(8, 8)]),
-    (0.14, [Shape(16, 8, 3), Shape(12, 8), Shape(16, 7), Shape(1, 8, 0.15)]),
     (
-        0.8,
-        [Shape(20, 10, 6), Shape(18, 9, 2), Shape(18, 8), Shape(16, 9), Shape(1, 10, 0.4)],
+        0.07,
+        [
+            Shape(video(4, 6), "easy"), Shape(video(6, 6)), Shape(video(4, 8)),
+            Shape(page(10), "easy"), Shape(page(12)), Shape(image(8, 2)),
+        ],
+    ),
+    (
+        0.25,
+        [
+            Shape(video(8, 8), "standard", 3), Shape(video(8, 6)), Shape(video(6, 8), "hard", 2),
+            Shape(page(14), "standard", 1), Shape(page(12), "hard"), Shape(image(9, 3)),
+            Shape(video(5, 7, 2)),
+        ],
+    ),
+    (
+        0.65,
+        [
+            Shape(video(10, 10), "standard", 3), Shape(video(9, 8), "hard", 2),
+            Shape(video(16, 6)), Shape(video(12, 9), "standard"), Shape(video(16, 8), "hard"),
+            Shape(page(20), "hard", 1), Shape(page(24), "standard", 1), Shape(image(12, 4)),
+            Shape(video(7, 8, 2)), Shape(image(16, 1), "hard", 0.5), Shape(video(10, 8), "easy"),
+        ],
     ),
     (
         1.0,
         [
-            Shape(20, 10, 6), Shape(18, 8, 1.5), Shape(16, 9), Shape(18, 9), Shape(24, 8),
-            Shape(32, 6, 0.7), Shape(20, 8), Shape(1, 10, 0.4), Shape(1, 8, 0.2),
+            Shape(video(10, 10), "standard", 2), Shape(video(10, 10), "hard"),
+            Shape(video(9, 8), "standard", 1), Shape(video(16, 6), "standard", 0.7),
+            Shape(video(16, 8), "standard", 1.5), Shape(video(7, 12)), Shape(video(20, 10)),
+            Shape(video(32, 8), "standard", 1.5), Shape(video(40, 10), "standard", 0.7),
+            Shape(video(64, 8), "standard", 0.7), Shape(video(16, 16), "standard", 0.5),
+            Shape(page(32), "standard", 0.7), Shape(page(24), "hard", 0.5),
+            Shape(page(32, 2), "standard", 0.4), Shape(page(32, 4), "standard", 0.3),
+            Shape(image(16, 4), "standard", 0.7), Shape(image(12, 4), "hard", 0.4),
+            Shape(image(16, 8), "standard", 0.3), Shape(image(16, 16), "standard", 0.3),
+            Shape(video(8, 8, 2), "standard", 0.7), Shape(video(10, 10, 2), "standard", 0.4),
+            Shape(video(20, 10, 2), "standard", 0.3), Shape(video(8, 8), "easy", 0.5),
         ],
     ),
 ]  # fmt: skip
-EVALUATED = [(Shape(20, 10), 1024), (Shape(18, 8), 512), (Shape(32, 6), 256), (Shape(1, 10), 160)]
-HELD_OUT_SEED = 900_001
-KINDS = 1 + len(SHAPES) + len(GLYPHS)
+EVALUATED = [
+    (Shape(video(10, 10)), 640), (Shape(video(16, 8)), 320), (Shape(page(32)), 128),
+    (Shape(image(16, 4)), 128), (Shape(video(8, 8, 2)), 128), (Shape(video(10, 10), "hard"), 320),
+    (Shape(video(40, 10)), 320), (Shape(video(64, 8)), 320), (Shape(video(16, 16)), 160),
+    (Shape(page(32, 4)), 96), (Shape(image(16, 16)), 96), (Shape(video(20, 10, 2)), 96),
+]  # fmt: skip
+HELD_OUT_SEED = 77
 PLACE_BINS = 5
-HEADS = {"kind": KINDS, "colour": len(COLOURS), "motion": 5, "x": PLACE_BINS, "y": PLACE_BINS}
+HEADS = {
+    "shape": 1 + len(SHAPES), "left": 1 + len(GLYPHS), "right": 1 + len(GLYPHS),
+    "colour": len(COLOURS), "motion": 1 + len(DIRECTIONS), "plate": len(PALETTES), "tens": 10,
+    "ones": 10, "x": PLACE_BINS, "y": PLACE_BINS,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -78,6 +136,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=("tower", "answers", "evaluate"))
+    parser.add_argument("--model", choices=tuple(MODELS), default="first")
     parser.add_argument("--gguf", type=Path, help="SmolLM2; absent: random weights, for timing")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer.json, where --gguf is absent")
     parser.add_argument("--state", type=Path, help="state, or folder of weights, to start from")
@@ -113,14 +172,15 @@ class Run:
         self.device, self.dtype = torch.device(args.device), getattr(torch, args.dtype)
         args.out.mkdir(parents=True, exist_ok=True)
         self.log_file = (args.out / f"{args.stage}.jsonl").open("a")
-        self.renderer = Renderer(self.device, footage())
+        self.renderer = Renderer(self.device, clip)
+        self.model = MODELS[args.model]
         generator = torch.Generator().manual_seed(args.seed)
-        self.tower = init_tower(generator)
+        self.tower = init_tower(generator, self.model.depth)
         self.heads = {}
         for name, size in HEADS.items():
             self.heads[f"{name}.weight"] = torch.randn(size, OUT, generator=generator) * OUT**-0.5
             self.heads[f"{name}.bias"] = torch.zeros(size)
-        self.lora = init_lora(generator)
+        self.lora = init_lora(generator, self.model.layers, self.model.rank)
         self.groups = {"tower": self.tower, "heads": self.heads, "lora": self.lora}
         state, moments, stage = load_state(args.state) if args.state else ({}, {}, "")
         for name, group in self.groups.items():
@@ -145,8 +205,8 @@ class Run:
             _, tensors = read_gguf(self.args.gguf)
             weights = {k: torch.from_numpy(v) for k, v in llama_weights(tensors, 9, 3).items()}
         else:
-            weights = random_base(torch.Generator().manual_seed(0))
-        self.base = stack_base(weights, self.device, self.dtype)
+            weights = random_base(torch.Generator().manual_seed(0), self.model.layers)
+        self.base = stack_base(weights, self.model.layers, self.device, self.dtype)
         if self.args.gguf:
             self.tokenizer = tokenizer_json(self.args.gguf)
         else:
@@ -189,75 +249,105 @@ class Run:
     def cast(self, group: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: value.to(self.dtype) for name, value in group.items()}
 
-    def see(self, batch: Batch, train: bool) -> tuple[Tensor, Tensor]:
-        """Visual embeddings [B, N, 576] and the owner of each token [B, T, G, G]."""
-        image, owner = self.renderer.render(batch.packed)
+    def see(self, batch: Batch, train: bool) -> tuple[Tensor, Owners]:
+        """Visual embeddings [B * count, N, 576] and what each token shows."""
+        pixels, owners = self.renderer.render(batch.packed)
         noise = None
         if train:  # half of the batches look as if a codec had touched them
             noise = torch.rand((), device=self.device) * 6 if np.random.rand() < 0.6 else None
         with torch.no_grad():
-            patches = patchify(image, noise).to(self.dtype)
-        cos, sin = frame_rope(batch.shape.grid, self.device)
+            patches = patchify(pixels, noise).to(self.dtype)
+        cos, sin = frame_rope(batch.shape.geometry.grid, self.device)
         seen = tower(self.cast(self.tower), patches, cos, sin, self.block)
-        return seen.reshape(len(image), -1, OUT), owner
+        return seen.reshape(len(pixels), -1, OUT), owners
 
     def answer(self, batch: Batch, seen: Tensor, layers: list[tuple[Tensor, ...]]) -> Tensor:
         """Logits [n, vocabulary] at the answers' places."""
         embed = self.base["embed"]
-        prefix = torch.tensor(self.speech.prefix, device=self.device)
         tail = batch.tail.to(self.device, non_blocking=True)
-        words = (prefix.expand(len(tail), -1), tail)
-        x = torch.cat([F.embedding(words[0], embed), seen, F.embedding(words[1], embed)], 1)
+        geometry = batch.shape.geometry
+        prefix, between = self.speech.prefix, self.speech.between
+        seen = seen.view(len(tail), geometry.count, -1, OUT)
+
+        def words(ids: list[int]) -> Tensor:
+            row = F.embedding(torch.tensor(ids, device=self.device), embed)
+            return row.expand(len(tail), -1, -1)
+
+        parts = [words(prefix), seen[:, 0]]
+        for k in range(1, geometry.count):
+            parts += [words(between), seen[:, k]]
+        x = torch.cat([*parts, F.embedding(tail, embed)], 1)
         length = tail.shape[1]
         cos, sin = text_rope(
-            len(prefix), batch.shape.patches, batch.shape.grid, length, self.device
-        )
+            len(prefix), geometry.patches, geometry.grid, geometry.count, len(between), length,
+            self.device,
+        )  # fmt: skip
         x, cos, sin = any_size(x, 0, 1), any_size(cos, 0), any_size(sin, 0)
         hidden = language(layers, self.base["norm"], x, cos, sin, self.layer)[:, -length:]
         return answer_logits(hidden, batch.where.to(self.device, non_blocking=True), embed)
 
     def label_loss(
-        self, batch: Batch, seen: Tensor, owner: Tensor
+        self, batch: Batch, seen: Tensor, owners: Owners
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross entropy of each token's own labels, and their accuracies."""
         things = batch.packed.things.to(self.device, non_blocking=True)
-        plates = batch.packed.plates.to(self.device, non_blocking=True)
-        owner = owner.flatten(1)
-        grid = batch.shape.grid
+        thing, text, left, right = (
+            owner.flatten(1) for owner in (owners.thing, owners.text, owners.left, owners.right)
+        )
+        # A character hides what is behind it.
+        is_text, is_thing = text > 0, (thing > 0) & (text == 0)
+        geometry = batch.shape.geometry
+        grid, patches = geometry.grid, geometry.patches
 
-        def of_thing(field: Tensor) -> Tensor:
-            return field.gather(1, (owner - 1).clamp(0, 3))
+        def of_thing(number: int) -> Tensor:
+            return things[:, :, number].gather(1, (thing - 1).clamp(min=0))
 
-        is_thing, is_glyph = (owner >= 1) & (owner <= 4), owner >= 5
-        dx, dy = things[:, :, 7], things[:, :, 8]
-        motion = (dx < 0) * 1 + (dx > 0) * 2 + (dy < 0) * 3 + (dy > 0) * 4
-        glyph = plates[:, :4].gather(1, (owner - 5).clamp(0, 3))
-        kind = torch.where(is_thing, 1 + of_thing(things[:, :, 0]), 0)
-        kind = torch.where(is_glyph, 1 + len(SHAPES) + glyph, kind)
+        steps = torch.tensor(list(DIRECTIONS.values()), device=self.device)
+        sign = things[:, :, None, 7:9].sign()
+        moving = (sign == steps).all(-1)  # [B, K, directions]
+        motion = torch.where(moving.any(-1), moving.int().argmax(-1) + 1, 0)
+        motion = motion.gather(1, (thing - 1).clamp(min=0))
+        palette = torch.zeros_like(text)
+        is_board = torch.zeros_like(is_text)
+        roles = [texts.role for texts in batch.packed.texts]
+        for number, texts in enumerate(batch.packed.texts):
+            own = text == number + 1
+            fields = texts.fields.to(self.device, non_blocking=True)
+            palette = torch.where(own, fields[:, 6:7], palette)
+            if texts.role == "board" and "clock" in roles:
+                is_board = own
         line = (torch.arange(grid, device=self.device) * 2 + 1) * PLACE_BINS // (2 * grid)
-        place_y = line.view(1, 1, -1, 1).expand(len(seen), batch.shape.patches, -1, grid).flatten(1)
-        place_x = line.view(1, 1, 1, -1).expand(len(seen), batch.shape.patches, grid, -1).flatten(1)
-        moves = is_thing if batch.shape.frames > 1 else is_thing & False
-        thing, owned = is_thing.float(), (owner > 0).float()
+        place_y = line.view(1, 1, -1, 1).expand(len(seen), patches, -1, grid).flatten(1)
+        place_x = line.view(1, 1, 1, -1).expand(len(seen), patches, grid, -1).flatten(1)
+        time = torch.arange(patches, device=self.device)[:, None].expand(-1, grid**2).flatten()
+        time = time.expand(len(seen), -1)
+        owned = is_text | is_thing
+        moves = is_thing if geometry.frames > 1 else is_thing & False
         labels = {
-            "kind": (kind, 0.03 + 0.97 * owned, owned),
-            "colour": (of_thing(things[:, :, 1]), thing, thing),
-            "motion": (of_thing(motion), moves.float(), moves.float()),
-            "x": (place_x, 0.02 + 0.98 * owned, owned),
-            "y": (place_y, 0.02 + 0.98 * owned, owned),
+            "shape": (torch.where(is_thing, of_thing(0) + 1, 0), is_thing, 0.03),
+            "left": (left, is_text, 0.03),
+            "right": (right, is_text, 0.03),
+            "colour": (of_thing(1), is_thing, 0.0),
+            "motion": (motion, moves, 0.0),
+            "plate": (palette, is_text, 0.0),
+            "tens": (time // 10, is_board, 0.0),
+            "ones": (time % 10, is_board, 0.0),
+            "x": (place_x, owned, 0.02),
+            "y": (place_y, owned, 0.02),
         }
         features = F.rms_norm(seen.float(), (OUT,)).to(self.dtype)
+        names = list(HEADS)
+        weight = torch.cat([self.heads[f"{name}.weight"] for name in names]).to(self.dtype)
+        bias = torch.cat([self.heads[f"{name}.bias"] for name in names]).to(self.dtype)
+        logits = F.linear(features, weight, bias).float().flatten(0, 1)
         loss, accuracy = seen.new_zeros((), dtype=torch.float32), {}
-        for name, (target, weight, counted) in labels.items():
-            head = (
-                self.heads[f"{name}.weight"].to(self.dtype),
-                self.heads[f"{name}.bias"].to(self.dtype),
-            )
-            logits = F.linear(features, *head).float().flatten(0, 1)
-            each = F.cross_entropy(logits, target.flatten(), reduction="none").view_as(weight)
-            loss = loss + (each * weight).sum() / weight.sum().clamp(min=1)
-            right = (logits.argmax(-1).view_as(target) == target) * counted
-            accuracy[name] = right.sum() / counted.sum().clamp(min=1)
+        for name, part in zip(names, logits.split([HEADS[n] for n in names], 1), strict=True):
+            target, counted, least = labels[name]
+            share = counted.float() + least * ~counted
+            each = F.cross_entropy(part, target.flatten(), reduction="none").view_as(share)
+            loss = loss + (each * share).sum() / share.sum().clamp(min=1)
+            right_ones = (part.argmax(-1).view_as(target) == target) & counted
+            accuracy[name] = right_ones.sum() / counted.sum().clamp(min=1)
         return loss, accuracy
 
     # The loop
@@ -286,8 +376,8 @@ class Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = group["peak"] * rate
             batch = next(batches)
-            seen, owner = self.see(batch, train=True)
-            loss, labels = self.label_loss(batch, seen, owner)
+            seen, owners = self.see(batch, train=True)
+            loss, labels = self.label_loss(batch, seen, owners)
             losses_now = [loss.detach()]
             if answers:
                 logits = self.answer(batch, seen, effective(self.base, self.lora))
@@ -303,7 +393,7 @@ class Run:
             self.optimizer.step()
             losses.append(torch.stack(losses_now))
             step += 1
-            videos += len(seen)
+            videos += len(seen) // batch.shape.geometry.count
             visual += seen.shape[0] * seen.shape[1]
             if time.time() - said > 5 or step in (1, 5, 20):
                 mean = torch.stack(losses[fresh:]).mean(0).tolist()
@@ -313,7 +403,7 @@ class Run:
                     step=step, t=round(time.time() - start, 1), progress=round(progress, 3),
                     loss=[round(x, 4) for x in mean], videos=videos, vis_per_s=round(visual / took),
                     step_s=round(took / max(1, visual) * seen.shape[0] * seen.shape[1], 3),
-                    shape=f"{batch.shape.patches}x{batch.shape.grid}", **self.named(sums),
+                    shape=str(batch.shape.geometry.visual), **self.named(sums),
                     labels={k: round(v.item(), 3) for k, v in labels.items()},
                 )  # fmt: skip
                 accuracy = (sums[:, 0] / sums[:, 1].clamp(min=1)).mean().item()
@@ -372,7 +462,7 @@ class Run:
         for shape, count in EVALUATED:
             count = int(count * self.args.eval_share)
             sums = torch.zeros(2, len(CATEGORIES), 2, device=self.device)
-            size = max(1, self.args.budget // shape.visual)
+            size = max(1, self.args.budget // shape.geometry.visual)
             for batch, chats in held_out(shape, count, size, HELD_OUT_SEED, self.tokenizer):
                 seen, _ = self.see(batch, train=False)
                 logits = self.answer(batch, seen, layers)
@@ -391,7 +481,7 @@ class Run:
                 total = sums[k].sum(0).tolist()
                 self.log(
                     event="held-out",
-                    shape=f"{shape.patches}x{shape.grid}x{shape.grid}",
+                    shape=name(shape),
                     turn=k + 1,
                     n=int(total[1]),
                     accuracy=round(total[0] / max(1, total[1]), 4),
@@ -431,17 +521,20 @@ class Run:
         self.log_file.flush()
 
 
-def footage() -> np.ndarray:
-    """Through PyAV, or through OpenCV where PyAV is absent."""
-    from purekv.reference.render import ASSETS, load_footage
+def name(shape: Shape) -> str:
+    g = shape.geometry
+    return f"{g.media} {g.count}x{g.patches}x{g.grid}x{g.grid} {shape.level}"
 
+
+def clip(name: str) -> np.ndarray:
+    """Through PyAV, or through OpenCV where PyAV is absent."""
     try:
-        return load_footage()
+        return load_clip(name)
     except ImportError:
         import cv2
 
-        clip, frames = cv2.VideoCapture(str(ASSETS / "footage.mp4")), []
-        while (read := clip.read())[0]:
+        video, frames = cv2.VideoCapture(str(ASSETS / name)), []
+        while (read := video.read())[0]:
             frames.append(read[1][:, :, ::-1])
         return np.stack(frames)
 

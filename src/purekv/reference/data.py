@@ -1,96 +1,246 @@
-"""Datasets of synthetic videos (or images) with questions, as files anyone can read."""
+"""Data sets of synthetic videos, images and pages with questions, as files anyone can read."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from .questions import Turn, categories, conversation
-from .scene import Scene, check_geometry, make_scene
+from .scene import LEVEL, LEVELS, TOKEN, Scene, check_geometry, make_pages, make_scene
 
 FRAMES_PER_SECOND = 2
-CRF = 14  # visually lossless: a codec's noise is no part of the question
-# Scenes are drawn from seeds far from those that the model was trained on.
+QUANTISER = 14  # visually lossless: a codec's noise is no part of the question
+# Scenes are drawn from seeds far from those that the models were trained on.
 FIRST_SEED = 1_000_000
+CHECKSUMS = "SHA256SUMS.json"
+MEDIA = ("video", "videos", "image", "images", "page")
 
 Progress = Callable[[int, int], None]
 
 
+@dataclass(frozen=True)
+class Geometry:
+    """What a prompt holds: `count` videos of `frames` x `size` x `size` pixels, images or pages."""
+
+    media: str
+    frames: int
+    size: int
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if self.media not in MEDIA:
+            raise ValueError(f"media={self.media!r}: use one of {', '.join(MEDIA)}")
+        check_geometry(self.frames, self.size, page=self.media == "page")
+
+    @property
+    def grid(self) -> int:
+        return self.size // TOKEN
+
+    @property
+    def patches(self) -> int:
+        return max(self.frames // 2, 1)
+
+    @property
+    def visual(self) -> int:
+        """Visual tokens of the prompt."""
+        return self.count * self.patches * self.grid**2
+
+
+def video(patches: int, grid: int, count: int = 1) -> Geometry:
+    return Geometry("video" if count == 1 else "videos", 2 * patches, grid * TOKEN, count)
+
+
+def image(grid: int, count: int = 1) -> Geometry:
+    return Geometry("image" if count == 1 else "images", 1, grid * TOKEN, count)
+
+
+def page(grid: int, count: int = 1) -> Geometry:
+    return Geometry("page", 1, grid * TOKEN, count)
+
+
+# By visual tokens of a prompt: its geometries, each with its share of the samples.
+SUITES: dict[str, tuple[tuple[Geometry, float], ...]] = {
+    "576": (
+        (video(9, 8), 0.5), (video(16, 6), 0.2), (page(24), 0.1), (image(12, 4), 0.1),
+        (video(8, 6, 2), 0.1),
+    ),
+    "1k": (
+        (video(10, 10), 0.4), (video(16, 8), 0.2), (video(7, 12), 0.1), (page(32), 0.1),
+        (image(16, 4), 0.1), (video(8, 8, 2), 0.1),
+    ),
+    "2k": (
+        (video(20, 10), 0.4), (video(32, 8), 0.2), (video(14, 12), 0.1), (page(32, 2), 0.1),
+        (image(16, 8), 0.1), (video(10, 10, 2), 0.1),
+    ),
+    "4k": (
+        (video(40, 10), 0.3), (video(64, 8), 0.2), (video(16, 16), 0.2), (page(32, 4), 0.1),
+        (image(16, 16), 0.1), (video(20, 10, 2), 0.1),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One sample: what is in each of its videos or images, and what is asked."""
+
+    geometry: Geometry
+    scenes: tuple[Scene, ...]
+    turns: list[Turn]
+
+
+def draw(seed: int, index: int, geometry: Geometry, level: str = LEVEL) -> tuple[Scene, ...]:
+    """The scenes of prompt `index`."""
+    if geometry.media == "page":
+        return make_pages(seed, index, geometry.count, geometry.size, level)
+    count, frames, size = geometry.count, geometry.frames, geometry.size
+    return tuple(make_scene(seed, index * 16 + k, frames, size, level) for k in range(count))
+
+
 def samples(
-    n: int, seed: int, frames: int, size: int, two_turns: float = 0.5
-) -> Iterator[tuple[Scene, list[Turn]]]:
-    """`n` scenes with one or two questions; first questions go round the categories in turn."""
-    kinds = categories(frames)
+    n: int,
+    seed: int,
+    geometry: Geometry,
+    level: str = LEVEL,
+    turns: Sequence[float] = (0.5, 0.3, 0.2),
+    choices: float = 0.1,
+) -> Iterator[Drawn]:
+    """`n` samples; first questions go round the categories in turn.
+
+    turns: shares of the samples with one, two and three questions, each of another category.
+    choices: share of the questions that are multiple choice.
+    """
+    kinds = categories(geometry.media, geometry.frames)
+    shares = np.cumsum(turns) / np.sum(turns)
+    key = FIRST_SEED + seed
     index = 0
     for done in range(n):
-        first = kinds[done % len(kinds)]
-        while True:  # a scene in which the question can be asked
-            key = FIRST_SEED + seed
+        while True:  # a scene in which the questions can be asked
             rng = np.random.default_rng([key, index, 1])
-            scene = make_scene(key, index, frames, size)
+            scenes = draw(key, index, geometry, level)
             index += 1
-            wanted = [first]
-            if rng.random() < two_turns:
-                others = [kind for kind in kinds if kind != first]
-                wanted.append(others[int(rng.integers(len(others)))])
-            turns = conversation(scene, rng, wanted)
-            if turns is not None:
-                yield scene, turns
+            many = 1 + int(np.searchsorted(shares, rng.random(), side="right"))
+            others = [kind for kind in kinds if kind != kinds[done % len(kinds)]]
+            later = [others[i] for i in rng.permutation(len(others))[: many - 1]]
+            wanted = [kinds[done % len(kinds)], *later]
+            if geometry.media == "page":
+                wanted = ["page"] * many
+            asked = conversation(scenes, rng, wanted, level, choices)
+            if asked is not None:
+                yield Drawn(geometry, scenes, asked)
                 break
+
+
+def suite(
+    name: str,
+    n: int,
+    seed: int,
+    level: str = LEVEL,
+    turns: Sequence[float] = (0.5, 0.3, 0.2),
+    choices: float = 0.1,
+) -> Iterator[Drawn]:
+    """`n` samples over the geometries of `SUITES[name]`."""
+    parts = SUITES[name]
+    bounds = [round(n * sum(share for _, share in parts[:k])) for k in range(len(parts) + 1)]
+    for k, (geometry, _) in enumerate(parts):
+        yield from samples(bounds[k + 1] - bounds[k], seed + k, geometry, level, turns, choices)
 
 
 def write_dataset(
     directory: str | Path,
     n: int = 100,
     seed: int = 0,
-    frames: int = 20,
-    size: int = 280,
-    two_turns: float = 0.5,
+    tokens: str = "1k",
+    geometry: Geometry | None = None,
+    level: str = LEVEL,
+    turns: Sequence[float] = (0.5, 0.3, 0.2),
+    choices: float = 0.1,
     progress: Progress | None = None,
 ) -> Path:
     """Writes `n` samples below `directory` and returns the path of its `data.jsonl`.
 
-    frames: of a video, even, two a visual patch and two a second; 1 writes images.
-    size: side in pixels, a multiple of 28 (one visual token).
-    two_turns: share of the samples with a second question, of another category.
-    The same arguments give the same bytes.
+    The same arguments give the same bytes. A directory that already holds them, each file with
+    the checksum that was noted, is left as it is.
+
+    tokens: name of one of `SUITES`, about that many visual tokens a prompt.
+    geometry: of all samples, instead of a suite's.
+    level: name of one of `LEVELS`.
+    turns, choices: see `samples`.
     """
+    if level not in LEVELS:
+        raise ValueError(f"level={level!r}: use one of {', '.join(LEVELS)}")
+    if geometry is None and tokens not in SUITES:
+        raise ValueError(f"tokens={tokens!r}: use one of {', '.join(SUITES)}")
     from .render import Renderer, pack
 
-    if n < 1:
-        raise ValueError(f"n={n}: use at least 1")
-    if seed < 0:
-        raise ValueError(f"seed={seed}: use 0 or more")
-    check_geometry(frames, size)
     directory = Path(directory)
-    kind, suffix = ("image", ".png") if frames == 1 else ("video", ".mp4")
-    (directory / f"{kind}s").mkdir(parents=True, exist_ok=True)
+    made = {
+        "n": n, "seed": seed, "tokens": tokens, "geometry": repr(geometry), "level": level,
+        "turns": list(turns), "choices": choices, "recipe": 2,
+    }  # fmt: skip
+    if is_complete(directory, made):
+        return directory / "data.jsonl"
+    for folder in ("videos", "images"):
+        (directory / folder).mkdir(parents=True, exist_ok=True)
+    drawn = (
+        samples(n, seed, geometry, level, turns, choices)
+        if geometry
+        else suite(tokens, n, seed, level, turns, choices)
+    )
     renderer = Renderer()
+    sums: dict[str, str] = {}
     lines = []
-    for i, (scene, turns) in enumerate(samples(n, seed, frames, size, two_turns)):
-        name = f"{kind}s/{i:05d}{suffix}"
-        pixels = renderer(pack([scene]))[0].permute(0, 2, 3, 1).numpy()
-        write = write_image if frames == 1 else write_video
-        with _Fresh(directory / name) as scratch:
-            write(scratch, pixels)
-        record = {
-            "id": f"{seed}-{frames}x{size}-{i:05d}",
-            kind: name,
-            "category": turns[0].category,
-            "turns": [
-                {"question": t.question, "answer": t.answer, "category": t.category} for t in turns
-            ],
+    for number, sample in enumerate(drawn):
+        media = sample.geometry.media
+        names = []
+        for k, pixels in enumerate(renderer(pack(sample.scenes)).permute(0, 1, 3, 4, 2).numpy()):
+            stem = f"{seed}-{number:05d}" + (f"-{k}" if sample.geometry.count > 1 else "")
+            name = f"videos/{stem}.mp4" if media.startswith("video") else f"images/{stem}.png"
+            with _Fresh(directory / name) as scratch:
+                (write_video if media.startswith("video") else write_image)(scratch, pixels)
+            sums[name] = _sha256(directory / name)
+            names.append(name)
+        key = "image" if media == "page" else media
+        key = f"{key}s" if len(names) > 1 and not key.endswith("s") else key
+        asked = []
+        for turn in sample.turns:
+            asked.append(
+                {"question": turn.question, "answer": turn.answer, "category": turn.category}
+            )
+            if turn.choices:
+                asked[-1]["choices"] = list(turn.choices)  # type: ignore[assignment]
+        line = {
+            "id": f"{seed}-{number:05d}",
+            key: names if key.endswith("s") else names[0],
+            "turns": asked,
+            "category": sample.turns[0].category,
+            "visual_tokens": sample.geometry.visual,
         }
-        lines.append(json.dumps(record) + "\n")
+        lines.append(json.dumps(line) + "\n")
         if progress:
-            progress(i + 1, n)
+            progress(number + 1, n)
     with _Fresh(directory / "data.jsonl") as scratch:
         scratch.write_text("".join(lines))
+    sums["data.jsonl"] = _sha256(directory / "data.jsonl")
+    with _Fresh(directory / CHECKSUMS) as scratch:
+        scratch.write_text(json.dumps({"made": made, "files": sums}, indent=1) + "\n")
     return directory / "data.jsonl"
+
+
+def is_complete(directory: Path, made: dict[str, object] | None = None) -> bool:
+    """Whether every file that was written there has its checksum (and was made like this)."""
+    try:
+        noted = json.loads((directory / CHECKSUMS).read_text())
+        if made is not None and noted["made"] != made:
+            return False
+        return all(_sha256(directory / name) == sha for name, sha in noted["files"].items())
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def write_image(path: Path, pixels: np.ndarray) -> None:
@@ -101,25 +251,33 @@ def write_image(path: Path, pixels: np.ndarray) -> None:
 
 
 def write_video(
-    path: Path, pixels: np.ndarray, rate: int = FRAMES_PER_SECOND, crf: int = CRF
+    path: Path, pixels: np.ndarray, rate: int = FRAMES_PER_SECOND, quantiser: int = QUANTISER
 ) -> None:
     """pixels: uint8 [F, H, W, 3].
 
-    One thread, no B frames, no macroblock tree, so that the bytes repeat: with the preset's own
-    x264 was seen to encode the same frames in several ways.
+    One thread, a constant quantiser, no B frames and colour conversion of our own, so that the
+    bytes repeat: x264's rate control works in floating point and its other habits depend on time.
     """
     import av
+
+    from .colour import rgb_to_planes
 
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate)
         stream.height, stream.width = pixels.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.options = {
-            "crf": str(crf), "preset": "medium", "threads": "1", "x264-params": "bframes=0:mbtree=0"
+            "qp": str(quantiser), "preset": "medium", "threads": "1",
+            "x264-params": "bframes=0:mbtree=0:weightp=0:scenecut=0",
         }  # fmt: skip
-        for picture in pixels:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        for planes in rgb_to_planes(pixels):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
         container.mux(stream.encode())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _Fresh:

@@ -1,17 +1,35 @@
-"""Questions about a scene and their one right answer, in fixed words."""
+"""Questions about scenes and their one right answer, in fixed words."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .scene import Scene, Thing, order_gap
+from .scene import (
+    COLOURS,
+    DIGITS,
+    DIRECTIONS,
+    LETTERS,
+    LEVEL,
+    LEVELS,
+    REGIONS,
+    SHAPES,
+    Scene,
+    Thing,
+)
 
-CATEGORIES = ("code", "colour", "shape", "direction", "location", "order", "count", "half")
+CATEGORIES = (
+    "code", "colour", "shape", "direction", "location", "order", "count", "half", "state",
+    "compare", "page",
+)  # fmt: skip
 IMAGE_CATEGORIES = ("code", "colour", "shape", "location", "count")
-NUMBERS = ("zero", "one", "two", "three", "four")
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
+ORDINALS = (
+    "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth",
+    "eleventh", "twelfth", "thirteenth", "fourteenth", "fifteenth", "sixteenth",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -19,46 +37,112 @@ class Turn:
     category: str
     question: str
     answer: str
+    choices: tuple[str, ...] = ()
+    paired: frozenset[tuple[int, str]] = field(default=frozenset(), compare=False)
+    """Things, by scene and shape, whose shape and colour the answer tells together."""
+
+    @property
+    def prompt(self) -> str:
+        """What the model reads: the question, and the choices if there are any."""
+        lines = [f"{letter}. {text}" for letter, text in zip("ABCD", self.choices, strict=False)]
+        return "\n".join([self.question, *lines])
+
+    @property
+    def reply(self) -> str:
+        """What it should say: the answer, or its letter."""
+        return "ABCD"[self.choices.index(self.answer)] if self.choices else self.answer
 
 
-def categories(frames: int) -> tuple[str, ...]:
-    """The categories that a clip of so many frames can be asked about."""
-    if frames == 1:
+def categories(media: str, frames: int) -> tuple[str, ...]:
+    """The categories that a prompt can be asked about; `frames` of each video."""
+    if media == "page":
+        return ("page",)
+    if media in ("image", "images"):
         return IMAGE_CATEGORIES
-    return CATEGORIES if frames >= 4 else (*IMAGE_CATEGORIES, "direction")
+    if frames < 4:
+        return (*IMAGE_CATEGORIES, "direction")
+    return tuple(c for c in CATEGORIES if c != "page")[: None if frames >= 6 else 8]
 
 
-def ask(scene: Scene, category: str, rng: np.random.Generator, style: str = "shape") -> Turn | None:
-    """One question; `style` names a thing by "shape", "colour" or "full". None if none fits."""
+def ask(
+    scenes: Sequence[Scene],
+    category: str,
+    rng: np.random.Generator,
+    level: str = LEVEL,
+    style: str = "shape",
+    told: frozenset[tuple[int, str]] = frozenset(),
+) -> Turn | None:
+    """One question about one of the scenes of a prompt, or None if none fits.
+
+    style: things are named by their "shape" or their "colour".
+    told: things that no question may pair shape and colour of again.
+    """
+    if category == "page":
+        return _page(scenes, rng)
+    k = int(rng.integers(len(scenes)))
+    many = int(rng.integers(LEVELS[level].asked[0], LEVELS[level].asked[1] + 1))
+    turn = _ask(scenes[k], k, category, rng, many, style, told)
+    if turn is None or len(scenes) == 1:
+        return turn
+    noun = "image" if scenes[k].frames == 1 else "video"
+    question = f"In the {ORDINALS[k]} {noun}: {turn.question[0].lower()}{turn.question[1:]}"
+    return replace(turn, question=question)
+
+
+def _ask(
+    scene: Scene, k: int, category: str, rng: np.random.Generator, many: int, style: str,
+    told: frozenset[tuple[int, str]],
+) -> Turn | None:  # fmt: skip
     if category == "code":
-        return Turn(category, "What does the sign say?", scene.plate.code)
+        sign = scene.signs[int(rng.integers(len(scene.signs)))]
+        which = "sign" if len(scene.signs) == 1 else f"{sign.colour} sign"
+        return Turn(category, f"What does the {which} say?", sign.states[0])
     if category == "count":
         return Turn(category, "How many objects appear?", NUMBERS[len(scene.things)])
+    if category in ("state", "compare"):
+        return _board(scene, category, rng)
+    things = [t for t in scene.things if _answer(scene, t, category)]
+    if category in ("colour", "shape"):
+        things = [t for t in things if (k, t.shape) not in told]
+    if category in ("order", "half") and many > 1:
+        many = 3
     if category == "order":
-        return _order(scene, rng, style)
-    fits = [
-        (thing, answer) for thing in scene.things if (answer := _answer(scene, thing, category))
-    ]
-    if not fits:
+        many = max(many, 2)
+        things = _apart(things, rng)
+    if category == "direction":
+        many = 1
+    if len(things) < many:
         return None
-    thing, answer = fits[int(rng.integers(len(fits)))]
+    chosen = [things[i] for i in rng.permutation(len(things))[:many]]
+    if category in ("colour", "shape"):
+        style = "shape" if category == "colour" else "colour"
+    names = _join([name(t, style) for t in chosen])
+    answers = [str(_answer(scene, t, category)) for t in chosen]
+    s, does = ("", "does") if many == 1 else ("s", "do")
     if category == "colour":
-        question = f"What colour is the {thing.shape}?"
+        question = f"What colour{s} {'is' if many == 1 else 'are'} {names}?"
     elif category == "shape":
-        question = f"What shape is the {thing.colour} object?"
+        question = f"What shape{s} {'is' if many == 1 else 'are'} {names}?"
     elif category == "direction":
-        question = f"Which way does the {name(thing, style)} move?"
+        question = f"Which way {does} {names} move?"
     elif category == "location":
-        question = f"Where is the {name(thing, style)}?"
+        question = f"Where {'is' if many == 1 else 'are'} {names}?"
+    elif category == "half":
+        question = f"In which half, first or second, {does} {names} appear?"
     else:
-        question = f"Does the {name(thing, style)} appear in the first or the second half?"
-    return Turn(category, question, answer)
+        question = f"In which order do {names} appear?"
+        chosen.sort(key=lambda t: t.start)
+        answers = [t.shape if style == "shape" else t.colour for t in chosen]
+    paired = [(k, t.shape) for t in chosen] if category in ("colour", "shape") else []
+    return Turn(category, question, ", ".join(answers), paired=frozenset(paired))
 
 
 def name(thing: Thing, style: str) -> str:
-    if style == "full":
-        return f"{thing.colour} {thing.shape}"
-    return thing.shape if style == "shape" else f"{thing.colour} object"
+    return f"the {thing.shape}" if style == "shape" else f"the {thing.colour} object"
+
+
+def _join(names: Sequence[str]) -> str:
+    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
 
 def _answer(scene: Scene, thing: Thing, category: str) -> str | None:
@@ -73,60 +157,112 @@ def _answer(scene: Scene, thing: Thing, category: str) -> str | None:
             return scene.region(thing)
         case "half":
             return scene.half(thing)
+        case "order":
+            return thing.shape
     raise ValueError(f"unknown category {category!r}; one of {', '.join(CATEGORIES)}")
 
 
-def _order(scene: Scene, rng: np.random.Generator, style: str) -> Turn | None:
-    gap = 2 * order_gap(max(scene.frames // 2, 1))
-    pairs = [(a, b) for a in scene.things for b in scene.things if b.start - a.start >= gap]
-    if not pairs:
+def _apart(things: Sequence[Thing], rng: np.random.Generator) -> list[Thing]:
+    """Things of which no two appear in the same patch, picked at random."""
+    apart: list[Thing] = []
+    for i in rng.permutation(len(things)):
+        if all(abs(things[i].start - t.start) >= 2 for t in apart):
+            apart.append(things[i])
+    return apart
+
+
+def _board(scene: Scene, category: str, rng: np.random.Generator) -> Turn | None:
+    boards = scene.of_role("board")
+    if not boards:
         return None
-    first, second = pairs[int(rng.integers(len(pairs)))]
-    one, two = (first, second) if rng.random() < 0.5 else (second, first)
-    question = f"Which appears first, the {name(one, style)} or the {name(two, style)}?"
-    return Turn("order", question, name(first, style).removesuffix(" object"))
+    numbers = boards[0].states
+    first, second = (int(i) for i in rng.permutation(len(numbers))[:2])
+    if category == "state":
+        question = f"What number does the board show when the clock says {first:02d}?"
+        return Turn(category, question, numbers[first])
+    if numbers[first] == numbers[second]:
+        return None
+    question = (
+        f"Which number on the board is larger, the one at {first:02d} or the one at {second:02d}?"
+    )
+    return Turn(category, question, max(numbers[first], numbers[second]))
 
 
-def chat(scene: Scene, rng: np.random.Generator, turns: int) -> list[Turn]:
-    """A training chat: every category once in random order, then more, no answer given away.
+def _page(scenes: Sequence[Scene], rng: np.random.Generator) -> Turn:
+    entries = {label: code for scene in scenes for label, code in scene.entries().items()}
+    labels = list(entries)
+    label = labels[int(rng.integers(len(labels)))]
+    return Turn("page", f"What is written after {label}?", entries[label])
 
-    A thing that is named by shape and colour together comes after the questions for those.
-    """
-    style = ("shape", "colour", "full")[int(rng.integers(3))]
-    kinds = categories(scene.frames)
+
+def with_choices(turn: Turn, rng: np.random.Generator) -> Turn:
+    """The same as multiple choice, with three wrong answers of the same form."""
+    wrong: list[str] = []
+    while len(wrong) < 3:
+        other = _distract(turn, rng)
+        if other != turn.answer and other not in wrong:
+            wrong.append(other)
+    choices = [turn.answer, *wrong]
+    return replace(turn, choices=tuple(choices[i] for i in rng.permutation(4)))
+
+
+def _distract(turn: Turn, rng: np.random.Generator) -> str:
+    """An answer of the same form, drawn without regard to what the right one says."""
+    if turn.category == "order":
+        parts = turn.answer.split(", ")
+        if len(parts) > 2:
+            return ", ".join(parts[i] for i in rng.permutation(len(parts)))
+        pool: Sequence[str] = SHAPES if parts[0] in SHAPES else tuple(COLOURS)
+        return ", ".join(pool[i] for i in rng.permutation(len(pool))[:2])
+    pools: dict[str, Sequence[str]] = {
+        "colour": tuple(COLOURS), "shape": SHAPES, "direction": tuple(DIRECTIONS),
+        "location": REGIONS, "half": ("first", "second"), "count": NUMBERS[1:],
+    }  # fmt: skip
+    if turn.category in pools:
+        pool = pools[turn.category]
+        parts = turn.answer.split(", ")
+        if turn.category == "half" and len(parts) == 1:
+            return str(rng.choice(["both", "neither", "first", "second"]))
+        if turn.category in ("colour", "shape") and len(parts) > 1:  # no colour twice
+            return ", ".join(pool[i] for i in rng.permutation(len(pool))[: len(parts)])
+        return ", ".join(pool[int(rng.integers(len(pool)))] for _ in parts)
+    kinds = (LETTERS if character in LETTERS else DIGITS for character in turn.answer)
+    return "".join(pool[int(rng.integers(len(pool)))] for pool in kinds)
+
+
+def chat(
+    scenes: Sequence[Scene], rng: np.random.Generator, turns: int, level: str = LEVEL,
+    media: str = "video", choices: float = 0.1,
+) -> list[Turn]:  # fmt: skip
+    """A training chat: every category in random order, then more; no answer given away."""
+    kinds = categories(media, scenes[0].frames)
     wanted = [kinds[i] for i in rng.permutation(len(kinds))]
-    again = [c for c in kinds if c not in ("code", "count")]
+    again = [c for c in kinds if c != "count"]
     while len(wanted) < turns:
         wanted.append(again[int(rng.integers(len(again)))])
+    return _chosen(scenes, rng, wanted[:turns], level, choices)
+
+
+def _chosen(
+    scenes: Sequence[Scene], rng: np.random.Generator, wanted: Sequence[str], level: str,
+    choices: float,
+) -> list[Turn]:  # fmt: skip
     chosen: list[Turn] = []
-    described: set[str] = set()  # things whose shape-colour pair an answer has told
+    told: frozenset[tuple[int, str]] = frozenset()
+    style = ("shape", "colour")[int(rng.integers(2))]
     for category in wanted:
-        turn = ask(scene, category, rng, style)
+        turn = ask(scenes, category, rng, level, style, told)
         if turn is None or any(turn.question == other.question for other in chosen):
             continue
-        if category in ("colour", "shape"):
-            thing = next(t for t in scene.things if _about(turn, t))
-            if thing.shape in described:
-                continue
-            described.add(thing.shape)
-        chosen.append(turn)
-    if style == "full":
-        chosen.sort(key=lambda turn: turn.category not in ("colour", "shape", "code", "count"))
+        told |= turn.paired
+        chosen.append(with_choices(turn, rng) if rng.random() < choices else turn)
     return chosen
 
 
-def _about(turn: Turn, thing: Thing) -> bool:
-    return (
-        (thing.shape in turn.question)
-        if turn.category == "colour"
-        else (thing.colour in turn.question)
-    )
-
-
 def conversation(
-    scene: Scene, rng: np.random.Generator, wanted: Sequence[str], style: str | None = None
-) -> list[Turn] | None:
-    """One turn for each wanted category, or None if the scene cannot be asked one of them."""
-    styles = ("shape", "colour", "full")
-    turns = [ask(scene, c, rng, style or styles[int(rng.integers(3))]) for c in wanted]
-    return None if any(turn is None for turn in turns) else [t for t in turns if t is not None]
+    scenes: Sequence[Scene], rng: np.random.Generator, wanted: Sequence[str], level: str = LEVEL,
+    choices: float = 0.0,
+) -> list[Turn] | None:  # fmt: skip
+    """One turn for each wanted category, or None if the scenes cannot be asked one of them."""
+    turns = _chosen(scenes, rng, wanted, level, choices)
+    return turns if len(turns) == len(wanted) else None
