@@ -2,8 +2,10 @@
 
     python benchmarks/reference_suite.py --level smoke      # 50 samples, minutes on two cores
     python benchmarks/reference_suite.py --level full       # 2,000 samples, minutes on one GPU
+    python benchmarks/reference_suite.py --level dense --tokens 4k     # the full cache alone
 
-Without --data, the reference model's own questions are asked. Every sample is read and prefilled
+Without --data, the reference model's own questions are asked: as files, or with --draw as pixels
+that never were files, which needs no codec. Every sample is read and prefilled
 once; all methods and budgets are scored from that prefill and answer from their compressed caches,
 the first token included; later turns are asked after the gold answers to the earlier ones.
 """
@@ -12,34 +14,44 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from common import RESULTS, settings, write_results
+from PIL import Image
 
 from purekv import PureKVConfig
-from purekv.evals import Evaluation, evaluate, read_samples, summarise
+from purekv.evals import Evaluation, Media, Sample, Turn, evaluate, read_samples, summarise
 from purekv.loading import Checkpoint
+from purekv.media import Clip
 from purekv.reference import default_checkpoint, write_dataset
+from purekv.reference.data import SUITES, suite
+from purekv.reference.render import ASSETS, Renderer, load_clip, pack
+from purekv.reference.scene import LEVEL as DIFFICULTY
+from purekv.reference.scene import LEVELS as DIFFICULTIES
 
 METHODS = ["clie", "snapkv", "h2o", "streaming", "value_norm", "key_diff", "vatp", "random"]
-# What a level asks, unless the command line says otherwise; `data` are arguments of write_dataset.
+# What a level asks, unless the command line says otherwise.
 LEVELS: dict[str, dict[str, Any]] = {
     "smoke": {
         "methods": ["clie", "snapkv", "h2o", "random"],
         "budgets": [0.2, 0.1],
         "limit": 50,
         "batch": 8,
-        "data": {"frames": 18, "size": 224},  # 576 visual tokens
+        "tokens": "576",
     },
     "full": {
         "methods": METHODS,
         "budgets": [0.5, 0.3, 0.2, 0.1, 0.05, 0.02],
         "limit": 2000,
         "batch": 64,
-        "data": {"frames": 20, "size": 280},  # 1,000 visual tokens
+        "tokens": "1k",
     },
+    "dense": {"methods": [], "budgets": [], "limit": 2000, "batch": 16, "tokens": "1k"},
 }
 
 
@@ -54,15 +66,23 @@ def main() -> None:
         for method, budget in product(arguments.methods, arguments.budgets)
     ]
     with tempfile.TemporaryDirectory() as folder:
-        if isinstance(arguments.data, Path):
+        read = None
+        if arguments.data:
             samples = read_samples(arguments.data, arguments.limit)
-        else:  # the reference model's questions about videos that it has not seen, as files
-            data = write_dataset(folder, arguments.limit, arguments.seed, **arguments.data)
-            samples = read_samples(data)
+        elif arguments.draw:
+            samples, read = drawn(arguments, model.device)
+        else:  # the reference model's questions about media that it has not seen, as files
+            samples = read_samples(
+                write_dataset(
+                    folder, arguments.limit, arguments.seed,
+                    tokens=arguments.tokens, level=arguments.difficulty,
+                )
+            )  # fmt: skip
         prepared = time.perf_counter() - started
         result = evaluate(
             model, processor, samples, configs,
             batch_size=arguments.batch,
+            read=read,
             progress=lambda so_far: show_progress(so_far, len(samples)),
             seconds=None if arguments.minutes is None else 60 * arguments.minutes,
         )  # fmt: skip
@@ -73,7 +93,7 @@ def main() -> None:
         row |= summarise(samples, ours, result.full, config)
         rows.append(row)
         print(describe(row))
-    if isinstance(arguments.data, Path):
+    if arguments.data:
         arguments.data = arguments.data.name
     run = {
         "dtype": str(model.dtype),
@@ -92,6 +112,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", help="checkpoint directory (default: the embedded model)")
     parser.add_argument("--methods", nargs="+")
     parser.add_argument("--budgets", nargs="+", type=budget)
+    parser.add_argument("--tokens", choices=SUITES, help="visual tokens of a prompt, about")
+    parser.add_argument("--difficulty", choices=DIFFICULTIES, default=DIFFICULTY)
+    parser.add_argument("--draw", action="store_true", help="ask about pixels, not files")
     parser.add_argument("--data", type=Path, help="a data set's .jsonl")
     parser.add_argument("--limit", type=int, help="samples")
     parser.add_argument("--batch", type=int, help="samples prefilled together")
@@ -107,6 +130,44 @@ def parse() -> argparse.Namespace:
     if arguments.out is None:
         arguments.out = RESULTS / f"reference_{arguments.level}.json"
     return arguments
+
+
+def drawn(
+    arguments: argparse.Namespace, device: torch.device
+) -> tuple[list[Sample], Callable[[Sample], Media]]:
+    """Samples without files, and what draws their pixels."""
+    known = {}
+    samples = []
+    found = suite(arguments.tokens, arguments.limit, arguments.seed, arguments.difficulty)
+    for number, one in enumerate(found):
+        name = f"{arguments.seed}-{number:05d}"
+        paths = tuple(Path(f"{name}-{k}") for k in range(len(one.scenes)))
+        turns = tuple(Turn(t.question, t.reply, t.category, t.choices) for t in one.turns)
+        is_video = one.scenes[0].frames > 1
+        samples.append(Sample(name, paths if is_video else (), () if is_video else paths, turns))
+        known[name] = one.scenes
+    renderer = Renderer(device, load)
+
+    def read(sample: Sample) -> Media:
+        pixels = renderer(pack(known[sample.id])).permute(0, 1, 3, 4, 2).cpu().numpy()
+        if sample.videos:
+            return Media(videos=tuple(Clip(frames, 2.0) for frames in pixels))
+        return Media(images=tuple(Image.fromarray(frames[0]) for frames in pixels))
+
+    return samples, read
+
+
+def load(name: str) -> np.ndarray:
+    """A shipped clip; through OpenCV where PyAV is absent, with colours that differ a little."""
+    try:
+        return load_clip(name)
+    except ImportError:
+        import cv2
+
+        clip, frames = cv2.VideoCapture(str(ASSETS / name)), []
+        while (got := clip.read())[0]:
+            frames.append(got[1][:, :, ::-1])
+        return np.stack(frames)
 
 
 def budget(text: str) -> float | int:

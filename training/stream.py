@@ -90,11 +90,11 @@ class Stream(IterableDataset):
     """Endless batches; `phase` (shared with the trainer) picks the list of shapes in force."""
 
     def __init__(
-        self, phases: list[list[Shape]], phase: Synchronized, budget: int, turns: int, seed: int,
-        tokenizer: str,
+        self, phases: list[list[Shape]], phase: Synchronized, budget: int, turns: int,
+        choices: float, seed: int, tokenizer: str,
     ) -> None:  # fmt: skip
         self.phases, self.phase, self.budget = phases, phase, budget
-        self.turns, self.seed, self.tokenizer = turns, seed, tokenizer
+        self.turns, self.choices, self.seed, self.tokenizer = turns, choices, seed, tokenizer
         assert seed < FIRST_SEED  # data sets begin there
 
     def __iter__(self) -> Iterator[Batch]:
@@ -115,7 +115,9 @@ class Stream(IterableDataset):
                 drawn = draw(self.seed, index, geometry, shape.level)
                 scenes += drawn
                 if speech:
-                    chats.append(chat(drawn, rng, self.turns, shape.level, geometry.media))
+                    chats.append(
+                        chat(drawn, rng, self.turns, shape.level, geometry.media, self.choices)
+                    )
                 index += workers
             if speech:
                 yield collate(shape, scenes, chats, speech)
@@ -125,10 +127,10 @@ class Stream(IterableDataset):
 
 
 def stream(
-    phases: list[list[Shape]], phase: Synchronized, budget: int, turns: int, seed: int,
-    tokenizer: str, workers: int,
+    phases: list[list[Shape]], phase: Synchronized, budget: int, turns: int, choices: float,
+    seed: int, tokenizer: str, workers: int,
 ) -> Iterator[Batch]:  # fmt: skip
-    data = Stream(phases, phase, budget, turns, seed, tokenizer)
+    data = Stream(phases, phase, budget, turns, choices, seed, tokenizer)
     extra = {"prefetch_factor": 4} if workers else {}
     return iter(DataLoader(data, batch_size=None, num_workers=workers, **extra))
 

@@ -151,6 +151,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--budget", type=int, default=60_000, help="tokens a step")
     parser.add_argument("--turns", type=int, default=10)
+    parser.add_argument("--choices", type=float, default=0.3, help="share of multiple choice")
     parser.add_argument("--tower-lr", type=float, default=4e-4)
     parser.add_argument("--lora-lr", type=float, default=1e-3)
     parser.add_argument("--aux", type=float, default=0.3, help="weight of the token labels' loss")
@@ -360,7 +361,9 @@ class Run:
         turns = args.turns if answers else 0
         tokenizer = self.tokenizer if answers else ""
         seed = args.seed * 1000 + round(100 * args.begin) + (500 if answers else 0)
-        batches = stream(phases, phase, args.budget, turns, seed, tokenizer, args.workers)
+        batches = stream(
+            phases, phase, args.budget, turns, args.choices, seed, tokenizer, args.workers
+        )
         start, said, step, fresh = time.time(), time.time(), 0, 0
         sums = torch.zeros(len(CATEGORIES), 2, device=self.device)
         visual = videos = 0

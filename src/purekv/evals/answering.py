@@ -79,7 +79,7 @@ def prepare_samples(
         media = [read_media(processor, sample) for sample in samples]
     messages = [_messages(*pair) for pair in zip(samples, media, strict=True)]
     prompts = [[_render(processor, chat[: 2 * t + 1]) for chat in messages] for t in range(turns)]
-    inputs = _first_inputs(processor, prompts[0], media)
+    inputs = _first_inputs(processor, prompts[0], media, model.device)
     golds = [[sample.turns[turn].answer for sample in samples] for turn in range(turns)]
     lengths = [
         max(map(len, processor.tokenizer(texts, add_special_tokens=False)["input_ids"]))
@@ -143,17 +143,23 @@ def _render(processor: ProcessorMixin, messages: list[dict[str, Any]]) -> str:
     return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
-def _first_inputs(processor: ProcessorMixin, prompts: list[str], media: Sequence[Media]) -> Any:
+def _first_inputs(
+    processor: ProcessorMixin, prompts: list[str], media: Sequence[Media], device: torch.device
+) -> Any:
     arguments: dict[str, Any] = {}
+    # On a GPU the processor's own arithmetic is best done there as well.
+    where = {} if device.type == "cpu" else {"device": device}
     images = [image for one in media for image in one.images]
     if images:
         arguments["images"] = images
+        arguments["images_kwargs"] = where
     clips = [clip for one in media for clip in one.videos]
     if clips:
         arguments["videos"] = [clip.frames for clip in clips]
         arguments["videos_kwargs"] = {
             "video_metadata": [clip.metadata for clip in clips],
             "do_sample_frames": False,
+            **where,
         }
     return processor(text=prompts, padding=True, return_tensors="pt", **arguments)
 

@@ -25,11 +25,33 @@ def _normalise(text: str) -> str:
     return " ".join(text.lower().split()).strip(string.punctuation + string.whitespace)
 
 
-def wilson_interval(correct: int, n: int) -> tuple[float, float]:
+def wilson_interval(correct: int, n: float) -> tuple[float, float]:
     """95% Wilson score interval of a proportion."""
+    return _wilson(correct / n, n) if n else (0.0, 1.0)
+
+
+def accuracy_interval(rights: Sequence[bool], clusters: Sequence[str]) -> tuple[float, float]:
+    """95% interval of the share of right answers, where those of one cluster may go together.
+
+    Wilson's, with as many answers as would tell as much if they were independent: their number
+    over the design effect (variance between clusters over that of independent answers, at least
+    1). Answers that are all right or all wrong count once a cluster.
+    """
+    n = len(rights)
     if n == 0:
         return 0.0, 1.0
-    share = correct / n
+    _, member = np.unique(np.asarray(clusters), return_inverse=True)
+    sizes = np.bincount(member)
+    sums = np.bincount(member, np.asarray(rights, dtype=float))
+    share, count = sums.sum() / n, len(sizes)
+    if count == 1 or share in (0.0, 1.0):
+        return _wilson(share, count)
+    variance = np.square(sums - share * sizes).sum() * count / (count - 1) / n**2
+    effect = max(1.0, variance * n / (share * (1 - share)))
+    return _wilson(share, n / effect)
+
+
+def _wilson(share: float, n: float) -> tuple[float, float]:
     centre = share + _Z**2 / (2 * n)
     half = _Z * np.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
     scale = 1 + _Z**2 / n

@@ -198,6 +198,8 @@ class _Branches:
         self, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> None:
         """Put one layer's entries, as chosen by each config, into the stacked caches."""
+        if not self.members:
+            return
         self._to(key.device)
         inputs = {
             name: LayerInputs(layer_idx, query, key, value, scaling, self._layout, window)

