@@ -22,6 +22,7 @@ from transformers import DynamicCache
 from purekv import PureKV, PureKVConfig
 from purekv.cache import EvictingLayer, cache_bytes
 from purekv.prefill import Prefill
+from purekv.upstream import CACHE
 
 
 def main() -> None:
@@ -114,7 +115,7 @@ def prefill(model: Any, prompt: dict[str, Any], config: Any) -> tuple[float, dic
     attached = PureKV(config)(model) if config else contextlib.nullcontext()
     with attached, peak_cache_bytes(cache) as peak:
         start = stamp()
-        model.model(**prompt, past_key_values=cache)
+        model.model(**prompt, **{CACHE: cache})
         ms = elapsed(start)
     worst = torch.cuda.max_memory_allocated() - before if torch.cuda.is_available() else 0
     return ms, {

@@ -28,6 +28,7 @@ from purekv.prefill import Prefill
 from purekv.report import Report
 from purekv.scoring import make_scorer
 from purekv.timing import PhaseTimer
+from purekv.upstream import CACHE, cache_in
 
 
 class PureKV:
@@ -127,7 +128,7 @@ class Run:
         """Find the layout of a new prompt; refuse what cannot be served before any pixel runs."""
         self._forget()
         inputs = self._signature.bind_partial(*args, **kwargs).arguments
-        cache = inputs.get("past_key_values")
+        cache = cache_in(inputs) or cache_in(kwargs)
         if cache is not None and cache.get_seq_length() > 0:
             self._check_continuation(cache, inputs)
             return
@@ -150,11 +151,11 @@ class Run:
         self, module: nn.Module, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
         """Take the cache in hand, and own the mask."""
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         if cache is None and self._prefill is not None:
             cache = DynamicCache()
             make_evicting(cache, self._num_layers)
-            kwargs["past_key_values"] = cache
+            kwargs[CACHE] = cache
         self._cache = cache
         self._continuing = cache is not None and cache.get_seq_length() > 0
         embeds, attention_mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")

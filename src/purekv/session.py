@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache
 
 from purekv.errors import PureKVError
 from purekv.media import Clip, Progress, read_video
+from purekv.upstream import CACHE, cache_of
 
 _ANSWER = "[[the answer goes here]]"
 
@@ -109,9 +110,13 @@ class Chat:
         try:
             output = self.model.generate(
                 **inputs,
-                past_key_values=self._cache,
                 return_dict_in_generate=True,
-                **{"max_new_tokens": max_new_tokens, "do_sample": False, **generate},
+                **{
+                    CACHE: self._cache,
+                    "max_new_tokens": max_new_tokens,
+                    "do_sample": False,
+                    **generate,
+                },
             )
         except BaseException:  # an interrupted turn never was
             if self._cache is not None:
@@ -119,7 +124,7 @@ class Chat:
             raise
         token_ids = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
         text = self.processor.tokenizer.decode(token_ids, skip_special_tokens=True).strip()
-        self._ids, self._cache = output.sequences, output.past_key_values
+        self._ids, self._cache = output.sequences, cache_of(output)
         self._rope_deltas = getattr(self.model.base_model, "rope_deltas", None)
         self._messages += [message, _message("assistant", text)]
         return Answer(text, token_ids)

@@ -16,6 +16,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from purekv.errors import PureKVError
+from purekv.upstream import CACHE
 
 NAME_PREFIX = "purekv_"
 SUPPORTED = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
@@ -60,8 +61,8 @@ class Backend:
             config=self._config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=None,
             position_ids=position_ids,
+            **{CACHE: None},
         )
 
     def continuation_mask(self, query: Tensor, kv_len: int, is_entry: Tensor | None) -> Any:

@@ -19,6 +19,7 @@ from purekv.media import Clip
 from purekv.memory import PeakMemory
 from purekv.report import PhaseTimer
 from purekv.session import Answer, Chat
+from purekv.upstream import cache_of
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _answer_dense(request: Request, visual_tokens: int, progress: Step) -> Outco
 
     def after_forward(module: Any, args: Any, output: Any) -> None:
         if not kv_bytes:
-            kv_bytes.append(cache_bytes(output.past_key_values))
+            kv_bytes.append(cache_bytes(cache_of(output)))
 
     model = request.model
     hook = model.register_forward_hook(after_forward)

@@ -18,6 +18,7 @@ from purekv.evals.samples import Sample
 from purekv.evals.shared import Stack
 from purekv.media import Clip, read_image
 from purekv.session import read_clip
+from purekv.upstream import CACHE, cache_of
 
 SPARE_TOKENS = 2
 
@@ -101,7 +102,7 @@ def answer_samples(
     if stack is not None:
         copies = len(stack.members)
         inputs = {name: inputs[name].repeat(copies, 1) for name in ("input_ids", "attention_mask")}
-        inputs["past_key_values"] = stack.cache
+        inputs[CACHE] = stack.cache
         if stack.rope_deltas is not None:
             model.base_model.rope_deltas = stack.rope_deltas
     answers: list[list[str]] = [[] for _ in range(inputs["input_ids"].shape[0])]
@@ -117,14 +118,14 @@ def answer_samples(
         for row, text in enumerate(texts):
             answers[row].append(text.strip())
         if turn + 1 < len(batch.prompts):
-            cache = output.past_key_values
+            cache = cache_of(output)
             cache.crop(seen - cache.get_seq_length())  # forget the model's own answer
             new = [
                 after[len(before) :]
                 for before, after in zip(prompts, batch.prompts[turn + 1], strict=True)
             ]
             inputs = _next_inputs(processor, inputs, new * copies)
-            inputs["past_key_values"] = cache
+            inputs[CACHE] = cache
     return answers
 
 

@@ -18,6 +18,7 @@ from purekv.layout import Layout
 from purekv.prefill import Prefill, Scoring
 from purekv.scoring import LayerInputs, make_scorer
 from purekv.selection import Candidates, select
+from purekv.upstream import CACHE, cache_of
 from purekv.window import Window, observation_window
 
 
@@ -67,7 +68,7 @@ class SharedPrefill(Run):
         output = self._model.generate(
             **inputs, max_new_tokens=1, do_sample=False, return_dict_in_generate=True
         )
-        full = output.past_key_values
+        full = cache_of(output)
         full.crop(-1)
         for layer in full.layers:
             layer.prompt_entries = layer.physical_length
@@ -123,7 +124,7 @@ class SharedPrefill(Run):
             stacked = {
                 **kwargs,
                 "inputs_embeds": embeds[:, -1 - length :].repeat(copies, 1, 1),
-                "past_key_values": cache,
+                CACHE: cache,
             }
             if position_ids is not None:  # [B, S], or [3 or 4, B, S] for M-RoPE
                 newest = position_ids[..., -1 - length :]

@@ -1,0 +1,27 @@
+"""What transformers calls the KV cache: `past_key_values` up to 5.23, `cache` since."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_causal_mask
+
+_NAMES = ("cache", "past_key_values")
+
+CACHE: str = next(
+    name for name in _NAMES if name in inspect.signature(create_causal_mask).parameters
+)
+"""The keyword under which forwards and `generate` take a cache."""
+
+
+def cache_in(arguments: Mapping[str, Any]) -> Cache | None:
+    """The cache among a forward's arguments, under its name of today or of before."""
+    return next((arguments[name] for name in _NAMES if arguments.get(name) is not None), None)
+
+
+def cache_of(output: Mapping[str, Any]) -> Cache:
+    """The cache in the output of a forward or of `generate`."""
+    cache = cache_in(output)
+    assert cache is not None
+    return cache
