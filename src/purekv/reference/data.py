@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .questions import Turn, categories, conversation
+from purekv.errors import PureKVError
+
+from .questions import Turn, categories, conversation, possible
 from .scene import LEVEL, LEVELS, TOKEN, Scene, check_geometry, make_pages, make_scene
 
 FRAMES_PER_SECOND = 2
@@ -20,6 +22,7 @@ QUANTISER = 14  # visually lossless: a codec's noise is no part of the question
 FIRST_SEED = 1_000_000
 CHECKSUMS = "SHA256SUMS.json"
 MEDIA = ("video", "videos", "image", "images", "page")
+MAX_COUNT = 16  # videos, images or pages of one prompt
 
 Progress = Callable[[int, int], None]
 
@@ -35,7 +38,14 @@ class Geometry:
 
     def __post_init__(self) -> None:
         if self.media not in MEDIA:
-            raise ValueError(f"media={self.media!r}: use one of {', '.join(MEDIA)}")
+            raise PureKVError(f"media={self.media!r}: use one of {', '.join(MEDIA)}")
+        is_video = self.media.startswith("video")
+        if is_video and self.frames == 1:
+            raise PureKVError("frames=1: a video has an even number of them; or use media='image'")
+        if not is_video and self.frames != 1:
+            raise PureKVError(f"frames={self.frames}: use 1 for media={self.media!r}")
+        if not 1 <= self.count <= MAX_COUNT:
+            raise PureKVError(f"count={self.count}: use 1 to {MAX_COUNT}")
         check_geometry(self.frames, self.size, page=self.media == "page")
 
     @property
@@ -99,7 +109,7 @@ def draw(seed: int, index: int, geometry: Geometry, level: str = LEVEL) -> tuple
     if geometry.media == "page":
         return make_pages(seed, index, geometry.count, geometry.size, level)
     count, frames, size = geometry.count, geometry.frames, geometry.size
-    return tuple(make_scene(seed, index * 16 + k, frames, size, level) for k in range(count))
+    return tuple(make_scene(seed, index * MAX_COUNT + k, frames, size, level) for k in range(count))
 
 
 def samples(
@@ -115,7 +125,8 @@ def samples(
     turns: shares of the samples with one, two and three questions, each of another category.
     choices: share of the questions that are multiple choice.
     """
-    kinds = categories(geometry.media, geometry.frames)
+    asked_of = categories(geometry.media, geometry.frames)
+    kinds = [kind for kind in asked_of if possible(kind, geometry.frames, level)]
     shares = np.cumsum(turns) / np.sum(turns)
     key = FIRST_SEED + seed
     index = 0

@@ -64,6 +64,15 @@ def categories(media: str, frames: int) -> tuple[str, ...]:
     return tuple(c for c in CATEGORIES if c != "page")[: None if frames >= 6 else 8]
 
 
+def possible(category: str, frames: int, level: str) -> bool:
+    """Whether videos of so many frames are long enough for things to differ in time."""
+    patches, rules = frames // 2, LEVELS[level]
+    shortest = min(rules.life[0], patches)
+    if category == "order":
+        return patches - shortest + 1 >= (2 if rules.asked[1] == 1 else 3)
+    return category != "half" or 2 * shortest <= patches
+
+
 def ask(
     scenes: Sequence[Scene],
     category: str,
