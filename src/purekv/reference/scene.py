@@ -234,12 +234,13 @@ def make_pages(
     order = iter(rng.permutation(len(labels)))
     pages = []
     for _ in range(count):
-        width = _between(rng, rules.character)
+        room = size - 2 * MARGIN - 2 * _EDGE
+        entry = 7  # characters: label, space, code
+        width = min(_between(rng, rules.character), room // entry)
         height = max(TOKEN, width * 7 // 6 + 4) + int(rng.integers(0, 5))
-        entry = 8  # characters: label, space, code, two spaces less than the last column has
-        room = (size - 2 * MARGIN - 2 * _EDGE) // width
-        columns = min(max(1, (room + 2) // (entry + 1)), int(rng.integers(1, rules.columns + 1)))
-        most = min((size - 2 * MARGIN - 2 * _EDGE) // height, len(labels) // count // columns)
+        fit = (room // width + 2) // (entry + 2)  # with two spaces between columns
+        columns = min(fit, int(rng.integers(1, rules.columns + 1)))
+        most = min(room // height, len(labels) // count // columns)
         lines = int(rng.integers(max(2, most // 2), most + 1))
         text = "\n".join(
             "  ".join(f"{labels[next(order)]} {_code(rng)}" for _ in range(columns))
