@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from .scene import (
+    BOARD,
     COLOURS,
     DIGITS,
     DIRECTIONS,
@@ -207,6 +208,9 @@ def _page(scenes: Sequence[Scene], rng: np.random.Generator) -> Turn:
 def with_choices(turn: Turn, rng: np.random.Generator) -> Turn:
     """The same as multiple choice, with three wrong answers of the same form."""
     wrong: list[str] = []
+    parts = turn.answer.split(", ")
+    if turn.category == "order" and len(parts) == 2:  # or the names asked about would tell
+        wrong.append(", ".join(reversed(parts)))
     while len(wrong) < 3:
         other = _distract(turn, rng)
         if other != turn.answer and other not in wrong:
@@ -235,6 +239,8 @@ def _distract(turn: Turn, rng: np.random.Generator) -> str:
         if turn.category in ("colour", "shape") and len(parts) > 1:  # no colour twice
             return ", ".join(pool[i] for i in rng.permutation(len(pool))[: len(parts)])
         return ", ".join(pool[int(rng.integers(len(pool)))] for _ in parts)
+    if turn.category in ("state", "compare"):
+        return str(rng.integers(*BOARD))
     kinds = (LETTERS if character in LETTERS else DIGITS for character in turn.answer)
     return "".join(pool[int(rng.integers(len(pool)))] for pool in kinds)
 

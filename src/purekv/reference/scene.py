@@ -30,6 +30,7 @@ COLOURS = {
 LETTERS = "ABCDEFGHJKLMNPRSTUVWXYZ"
 DIGITS = "23456789"  # of codes: no 0 and 1, which look like letters
 GLYPHS = LETTERS + DIGITS + "01"
+BOARD = (10, 100)  # its numbers, the end excluded
 DIRECTIONS = {
     "left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1),
     "up left": (-1, -1), "up right": (1, -1), "down left": (-1, 1), "down right": (1, 1),
@@ -299,7 +300,7 @@ def _place(
     width = _between(rng, rules.character)
     if patches > 2 and rng.random() < 0.7:
         times = tuple(f"{k:02d}" for k in range(patches))
-        numbers = tuple(f"{int(rng.integers(10, 100))}" for _ in range(patches))
+        numbers = tuple(f"{int(rng.integers(*BOARD))}" for _ in range(patches))
         for role, states in (("clock", times), ("board", numbers)):
             colour, span = role, (0, frames)
             if not add(lambda: _text(rng, role, colour, states, width, span, size, rules)):  # noqa: B023
