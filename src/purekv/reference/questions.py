@@ -40,7 +40,7 @@ class Turn:
     answer: str
     choices: tuple[str, ...] = ()
     paired: frozenset[tuple[int, str]] = field(default=frozenset(), compare=False)
-    """Things, by scene and shape, whose shape and colour the answer tells together."""
+    """What the answer tells, by scene: the shapes of coloured things, the times on the board."""
 
     @property
     def prompt(self) -> str:
@@ -85,7 +85,7 @@ def ask(
     """One question about one of the scenes of a prompt, or None if none fits.
 
     style: things are named by their "shape" or their "colour".
-    told: things that no question may pair shape and colour of again.
+    told: what earlier answers paired: no question may ask for it again.
     """
     if category == "page":
         return _page(scenes, rng)
@@ -110,7 +110,7 @@ def _ask(
     if category == "count":
         return Turn(category, "How many objects appear?", NUMBERS[len(scene.things)])
     if category in ("state", "compare"):
-        return _board(scene, category, rng)
+        return _board(scene, k, category, rng, told)
     things = [t for t in scene.things if _answer(scene, t, category)]
     if category in ("colour", "shape"):
         things = [t for t in things if (k, t.shape) not in told]
@@ -181,21 +181,27 @@ def _apart(things: Sequence[Thing], rng: np.random.Generator) -> list[Thing]:
     return apart
 
 
-def _board(scene: Scene, category: str, rng: np.random.Generator) -> Turn | None:
+def _board(
+    scene: Scene, k: int, category: str, rng: np.random.Generator, told: frozenset[tuple[int, str]]
+) -> Turn | None:
     boards = scene.of_role("board")
     if not boards:
         return None
     numbers = boards[0].states
     first, second = (int(i) for i in rng.permutation(len(numbers))[:2])
+    times = (first,) if category == "state" else (first, second)
+    paired = frozenset((k, f"{time:02d}") for time in times)
+    if paired & told:
+        return None
     if category == "state":
         question = f"What number does the board show when the clock says {first:02d}?"
-        return Turn(category, question, numbers[first])
+        return Turn(category, question, numbers[first], paired=paired)
     if numbers[first] == numbers[second]:
         return None
     question = (
         f"Which number on the board is larger, the one at {first:02d} or the one at {second:02d}?"
     )
-    return Turn(category, question, max(numbers[first], numbers[second]))
+    return Turn(category, question, max(numbers[first], numbers[second]), paired=paired)
 
 
 def _page(scenes: Sequence[Scene], rng: np.random.Generator) -> Turn:
