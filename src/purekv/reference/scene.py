@@ -331,7 +331,7 @@ def _place(
             return None
     things = tuple(taken[texts:])
     order = rng.permutation(count)
-    return tuple(things[i] for i in order), tuple(taken[:texts])  # type: ignore[return-value, arg-type]
+    return tuple(things[i] for i in order), tuple(taken[:texts])  # type: ignore[arg-type]
 
 
 def _span(rng: np.random.Generator, patches: int, frame: int, rules: Level) -> tuple[int, int]:
