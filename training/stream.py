@@ -91,8 +91,9 @@ class Stream(IterableDataset):
 
     def __init__(
         self, phases: list[list[Shape]], phase: Synchronized, budget: int, turns: int,
-        choices: float, seed: int, tokenizer: str,
+        choices: float, seed: int, tokenizer: str, rank: int, ranks: int,
     ) -> None:  # fmt: skip
+        self.rank, self.ranks = rank, ranks
         self.phases, self.phase, self.budget = phases, phase, budget
         self.turns, self.choices, self.seed, self.tokenizer = turns, choices, seed, tokenizer
         assert seed < FIRST_SEED  # data sets begin there
@@ -101,24 +102,26 @@ class Stream(IterableDataset):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         torch.set_num_threads(1)
-        rng = np.random.default_rng([self.seed, worker])
+        # All ranks draw the same shapes, so that none waits for another; scenes and chats differ.
+        order = np.random.default_rng([self.seed, worker])
+        rng = np.random.default_rng([self.seed, worker, self.rank])
         speech = Speech(self.tokenizer) if self.turns else None
-        index = worker
+        index = self.rank * workers + worker
         while True:
             shapes = self.phases[self.phase.value]
             weights = np.array([shape.weight for shape in shapes])
-            shape = shapes[int(rng.choice(len(shapes), p=weights / weights.sum()))]
+            shape = shapes[int(order.choice(len(shapes), p=weights / weights.sum()))]
             geometry = shape.geometry
             scenes: list[Scene] = []
             chats: list[list[Turn]] = []
-            for _ in range(max(1, self.budget // (geometry.visual + 28 * self.turns))):
+            # Long media are asked more: their questions cost little beside their pixels.
+            turns = self.turns and min(24, max(self.turns, geometry.visual // 100))
+            for _ in range(max(1, self.budget // (geometry.visual + 28 * turns))):
                 drawn = draw(self.seed, index, geometry, shape.level)
                 scenes += drawn
                 if speech:
-                    chats.append(
-                        chat(drawn, rng, self.turns, shape.level, geometry.media, self.choices)
-                    )
-                index += workers
+                    chats.append(chat(drawn, rng, turns, shape.level, geometry.media, self.choices))
+                index += workers * self.ranks
             if speech:
                 yield collate(shape, scenes, chats, speech)
             else:
@@ -128,9 +131,9 @@ class Stream(IterableDataset):
 
 def stream(
     phases: list[list[Shape]], phase: Synchronized, budget: int, turns: int, choices: float,
-    seed: int, tokenizer: str, workers: int,
+    seed: int, tokenizer: str, workers: int, rank: int = 0, ranks: int = 1,
 ) -> Iterator[Batch]:  # fmt: skip
-    data = Stream(phases, phase, budget, turns, choices, seed, tokenizer)
+    data = Stream(phases, phase, budget, turns, choices, seed, tokenizer, rank, ranks)
     extra = {"prefetch_factor": 4} if workers else {}
     return iter(DataLoader(data, batch_size=None, num_workers=workers, **extra))
 

@@ -30,6 +30,7 @@ from language import (
     stack_base,
 )
 from language import rope_tables as text_rope
+from ranks import Ranks
 from safetensors.torch import save_file
 from state import load_state, save_state
 from stream import Batch, Shape, Speech, held_out, stream, tokenizer_json
@@ -60,6 +61,8 @@ TOWER_PHASES = [
         Shape(video(4, 8), "hard", 2),
         Shape(video(4, 6)),
         Shape(video(3, 14), "hard"),
+        Shape(video(12, 8), "standard", 0.7),
+        Shape(video(32, 6), "hard", 0.5),  # late readings of the clock
         Shape(image(12)),
         Shape(image(16), "hard"),
         Shape(page(12), "hard"),
@@ -69,14 +72,14 @@ TOWER_PHASES = [
 ]
 ANSWER_PHASES = [  # from the easiest; each is in force up to a share of the whole time
     (
-        0.07,
+        0.06,
         [
             Shape(video(4, 6), "easy"), Shape(video(6, 6)), Shape(video(4, 8)),
             Shape(page(10), "easy"), Shape(page(12)), Shape(image(8, 2)),
         ],
     ),
     (
-        0.25,
+        0.2,
         [
             Shape(video(8, 8), "standard", 3), Shape(video(8, 6)), Shape(video(6, 8), "hard", 2),
             Shape(page(14), "standard", 1), Shape(page(12), "hard"), Shape(image(9, 3)),
@@ -84,12 +87,13 @@ ANSWER_PHASES = [  # from the easiest; each is in force up to a share of the who
         ],
     ),
     (
-        0.65,
+        0.5,
         [
             Shape(video(10, 10), "standard", 3), Shape(video(9, 8), "hard", 2),
             Shape(video(16, 6)), Shape(video(12, 9), "standard"), Shape(video(16, 8), "hard"),
             Shape(page(20), "hard", 1), Shape(page(24), "standard", 1), Shape(image(12, 4)),
             Shape(video(7, 8, 2)), Shape(image(16, 1), "hard", 0.5), Shape(video(10, 8), "easy"),
+            Shape(video(24, 8), "standard", 0.7),
         ],
     ),
     (
@@ -98,14 +102,15 @@ ANSWER_PHASES = [  # from the easiest; each is in force up to a share of the who
             Shape(video(10, 10), "standard", 2), Shape(video(10, 10), "hard"),
             Shape(video(9, 8), "standard", 1), Shape(video(16, 6), "standard", 0.7),
             Shape(video(16, 8), "standard", 1.5), Shape(video(7, 12)), Shape(video(20, 10)),
-            Shape(video(32, 8), "standard", 1.5), Shape(video(40, 10), "standard", 0.7),
-            Shape(video(64, 8), "standard", 0.7), Shape(video(16, 16), "standard", 0.5),
+            Shape(video(32, 8), "standard", 1.2), Shape(video(14, 12), "standard", 0.7),
+            Shape(video(40, 10), "standard", 1.2), Shape(video(64, 8), "standard", 1.2),
+            Shape(video(16, 16), "standard", 0.9),
             Shape(page(32), "standard", 0.7), Shape(page(24), "hard", 0.5),
-            Shape(page(32, 2), "standard", 0.4), Shape(page(32, 4), "standard", 0.3),
+            Shape(page(32, 2), "standard", 0.4), Shape(page(32, 4), "standard", 0.4),
             Shape(image(16, 4), "standard", 0.7), Shape(image(12, 4), "hard", 0.4),
-            Shape(image(16, 8), "standard", 0.3), Shape(image(16, 16), "standard", 0.3),
+            Shape(image(16, 8), "standard", 0.3), Shape(image(16, 16), "standard", 0.4),
             Shape(video(8, 8, 2), "standard", 0.7), Shape(video(10, 10, 2), "standard", 0.4),
-            Shape(video(20, 10, 2), "standard", 0.3), Shape(video(8, 8), "easy", 0.5),
+            Shape(video(20, 10, 2), "standard", 0.4), Shape(video(8, 8), "easy", 0.5),
         ],
     ),
 ]  # fmt: skip
@@ -126,11 +131,14 @@ HEADS = {
 
 def main() -> None:
     args = parse()
-    torch.manual_seed(args.seed)
+    ranks = Ranks(args.device)
+    torch.manual_seed(args.seed + ranks.rank)
+    np.random.seed(args.seed + ranks.rank)
     torch.backends.cuda.matmul.allow_tf32 = True
     torch._dynamo.config.cache_size_limit = 64
     torch._dynamo.config.suppress_errors = True  # an uncompiled layer is slow, not wrong
-    Run(args).go()
+    Run(args, ranks).go()
+    ranks.close()
 
 
 def parse() -> argparse.Namespace:
@@ -164,13 +172,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--abort-at", type=float, default=150, help="seconds; 0: never")
     parser.add_argument("--abort-below", type=float, default=0.40, help="mean training accuracy")
     parser.add_argument("--eval-share", type=float, default=1.0)
+    parser.add_argument("--save-every", type=float, default=120, help="seconds")
     return parser.parse_args()
 
 
 class Run:
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.clock = args, time.time()
-        self.device, self.dtype = torch.device(args.device), getattr(torch, args.dtype)
+    def __init__(self, args: argparse.Namespace, ranks: Ranks) -> None:
+        self.args, self.ranks, self.clock = args, ranks, time.time()
+        self.device, self.dtype = ranks.device, getattr(torch, args.dtype)
         args.out.mkdir(parents=True, exist_ok=True)
         self.log_file = (args.out / f"{args.stage}.jsonl").open("a")
         self.renderer = Renderer(self.device, clip)
@@ -241,7 +250,8 @@ class Run:
             self.evaluate()
             return
         self.train()
-        self.checkpoint()
+        if self.ranks.rank == 0:
+            self.checkpoint()
         if self.args.stage == "answers" and self.args.eval_share > 0:
             self.evaluate()
 
@@ -362,15 +372,19 @@ class Run:
         tokenizer = self.tokenizer if answers else ""
         seed = args.seed * 1000 + round(100 * args.begin) + (500 if answers else 0)
         batches = stream(
-            phases, phase, args.budget, turns, args.choices, seed, tokenizer, args.workers
-        )
+            phases, phase, args.budget, turns, args.choices, seed, tokenizer, args.workers,
+            self.ranks.rank, self.ranks.size,
+        )  # fmt: skip
         start, said, step, fresh = time.time(), time.time(), 0, 0
         sums = torch.zeros(len(CATEGORIES), 2, device=self.device)
         visual = videos = 0
         losses: list[Tensor] = []
         labels: dict[str, Tensor] = {}
         saved = start
-        while (spent := time.time() - start) < args.seconds:
+        aborted = False
+        while (spent := self.ranks.agree(math.inf if aborted else time.time() - start)) < (
+            args.seconds
+        ):
             progress = args.begin + (args.end - args.begin) * spent / args.seconds
             if answers:
                 phase.value = self.phase_at(progress)
@@ -392,6 +406,7 @@ class Run:
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             params = [p for group in self.optimizer.param_groups for p in group["params"]]
+            self.ranks.average([p.grad for p in params])
             torch.nn.utils.clip_grad_norm_(params, 1.0)
             self.optimizer.step()
             losses.append(torch.stack(losses_now))
@@ -420,10 +435,10 @@ class Run:
                     and accuracy < args.abort_below
                 ):
                     self.log(event="abort", accuracy=accuracy)
-                    break
+                    aborted = True
                 sums.zero_()
                 visual, said = 0, time.time()
-            if time.time() - saved > 120:
+            if self.ranks.rank == 0 and time.time() - saved > args.save_every:
                 self.checkpoint()
                 saved = time.time()
         peak = torch.cuda.max_memory_allocated() / 2**30 if self.device.type == "cuda" else 0
@@ -462,7 +477,7 @@ class Run:
     def evaluate(self) -> None:
         self.block, self.layer = block, layer
         layers = effective(self.base, self.lora)
-        for shape, count in EVALUATED:
+        for shape, count in EVALUATED[self.ranks.rank :: self.ranks.size]:
             count = int(count * self.args.eval_share)
             sums = torch.zeros(2, len(CATEGORIES), 2, device=self.device)
             size = max(1, self.args.budget // shape.geometry.visual)
@@ -518,6 +533,8 @@ class Run:
             save_file(rest, self.args.out / "lora-2.safetensors")
 
     def log(self, **record: object) -> None:
+        if self.ranks.rank > 0 and record.get("event") != "held-out":
+            return
         line = json.dumps(record)
         print(line if "event" in record else line[:260], flush=True)
         self.log_file.write(line + "\n")
