@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import re
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ QUANTISER = 14  # visually lossless: a codec's noise is no part of the question
 # Scenes are drawn from seeds far from those that the models were trained on.
 FIRST_SEED = 1_000_000
 CHECKSUMS = "SHA256SUMS.json"
+_OURS = re.compile(r"data\.jsonl|videos/[^/]+\.mp4|images/[^/]+\.png")
 MEDIA = ("video", "videos", "image", "images", "page")
 MAX_COUNT = 16  # videos, images or pages of one prompt
 
@@ -176,71 +178,125 @@ def write_dataset(
     """Writes `n` samples below `directory` and returns the path of its `data.jsonl`.
 
     The same arguments give the same bytes. A directory that already holds them, each file with
-    the checksum that was noted, is left as it is.
+    the checksum that was noted, is left as it is; a data set made with other arguments is replaced
+    once all is drawn, and other files stay.
 
     tokens: name of one of `SUITES`, about that many visual tokens a prompt.
     geometry: of all samples, instead of a suite's.
     level: name of one of `LEVELS`.
     turns, choices: see `samples`.
-    """
-    if level not in LEVELS:
-        raise ValueError(f"level={level!r}: use one of {', '.join(LEVELS)}")
-    if geometry is None and tokens not in SUITES:
-        raise ValueError(f"tokens={tokens!r}: use one of {', '.join(SUITES)}")
-    from .render import Renderer, pack
 
+    Raises:
+        PureKVError: an argument is out of range, or files of others are in the way.
+    """
+    if n < 1:
+        raise PureKVError(f"n={n}: use at least 1")
+    if seed < 0:
+        raise PureKVError(f"seed={seed}: use 0 or more")
+    if level not in LEVELS:
+        raise PureKVError(f"level={level!r}: use one of {', '.join(LEVELS)}")
+    if geometry is None and tokens not in SUITES:
+        raise PureKVError(f"tokens={tokens!r}: use one of {', '.join(SUITES)}")
     directory = Path(directory)
-    made = {
-        "n": n, "seed": seed, "tokens": tokens, "geometry": repr(geometry), "level": level,
-        "turns": list(turns), "choices": choices, "recipe": 2,
+    made: dict[str, object] = {
+        "n": n, "seed": seed, "tokens": None if geometry else tokens, "geometry": repr(geometry),
+        "level": level, "turns": list(turns), "choices": choices, "recipe": 3,
     }  # fmt: skip
     if is_complete(directory, made):
         return directory / "data.jsonl"
-    for folder in ("videos", "images"):
-        (directory / folder).mkdir(parents=True, exist_ok=True)
+    _refuse_other_files(directory, seed)
     drawn = (
         samples(n, seed, geometry, level, turns, choices)
         if geometry
         else suite(tokens, n, seed, level, turns, choices)
     )
+    from .render import Renderer, pack  # imports torch
+
     renderer = Renderer()
-    sums: dict[str, str] = {}
-    lines = []
-    for number, sample in enumerate(drawn):
-        media = sample.geometry.media
-        names = []
-        for k, pixels in enumerate(renderer(pack(sample.scenes)).permute(0, 1, 3, 4, 2).numpy()):
-            stem = f"{seed}-{number:05d}" + (f"-{k}" if sample.geometry.count > 1 else "")
-            name = f"videos/{stem}.mp4" if media.startswith("video") else f"images/{stem}.png"
-            with _Fresh(directory / name) as scratch:
-                (write_video if media.startswith("video") else write_image)(scratch, pixels)
-            sums[name] = _sha256(directory / name)
-            names.append(name)
-        key = "image" if media == "page" else media
-        key = f"{key}s" if len(names) > 1 and not key.endswith("s") else key
-        asked = []
-        for turn in sample.turns:
-            asked.append(
-                {"question": turn.question, "answer": turn.answer, "category": turn.category}
-            )
-            if turn.choices:
-                asked[-1]["choices"] = list(turn.choices)  # type: ignore[assignment]
-        line = {
-            "id": f"{seed}-{number:05d}",
-            key: names if key.endswith("s") else names[0],
-            "turns": asked,
-            "category": sample.turns[0].category,
-            "visual_tokens": sample.geometry.visual,
-        }
-        lines.append(json.dumps(line) + "\n")
-        if progress:
-            progress(number + 1, n)
-    with _Fresh(directory / "data.jsonl") as scratch:
-        scratch.write_text("".join(lines))
-    sums["data.jsonl"] = _sha256(directory / "data.jsonl")
-    with _Fresh(directory / CHECKSUMS) as scratch:
-        scratch.write_text(json.dumps({"made": made, "files": sums}, indent=1) + "\n")
+    directory.mkdir(parents=True, exist_ok=True)
+    # What is half drawn is never among the files that data.jsonl names.
+    with tempfile.TemporaryDirectory(prefix=".drawing-", dir=directory) as folder:
+        scratch = Path(folder)
+        lines = []
+        for number, sample in enumerate(drawn):
+            pixels = renderer(pack(sample.scenes)).permute(0, 1, 3, 4, 2).numpy()
+            line = _write_sample(scratch, f"{seed}-{number:05d}", sample, pixels)
+            lines.append(json.dumps(line) + "\n")
+            if progress:
+                progress(number + 1, n)
+        (scratch / "data.jsonl").write_text("".join(lines))
+        _replace(directory, scratch, made)
     return directory / "data.jsonl"
+
+
+def _write_sample(
+    directory: Path, stem: str, sample: Drawn, pixels: np.ndarray
+) -> dict[str, object]:
+    """Writes its files, from uint8 [count, F, H, W, 3], and returns its line of `data.jsonl`."""
+    is_video = sample.geometry.media.startswith("video")
+    folder, suffix = ("videos", "mp4") if is_video else ("images", "png")
+    (directory / folder).mkdir(exist_ok=True)
+    names = []
+    for k, one in enumerate(pixels):
+        part = f"-{k}" if len(pixels) > 1 else ""
+        names.append(f"{folder}/{stem}{part}.{suffix}")
+        (write_video if is_video else write_image)(directory / names[-1], one)
+    asked: list[dict[str, object]] = []
+    for turn in sample.turns:
+        asked.append({"question": turn.question, "answer": turn.answer, "category": turn.category})
+        if turn.choices:
+            asked[-1]["choices"] = list(turn.choices)
+    return {
+        "id": stem,
+        **({folder: names} if len(names) > 1 else {folder[:-1]: names[0]}),
+        "turns": asked,
+        "category": sample.turns[0].category,
+        "visual_tokens": sample.geometry.visual,
+    }
+
+
+def _replace(directory: Path, drawn: Path, made: dict[str, object]) -> None:
+    """Moves what is below `drawn` to `directory`, in place of the data set that was there.
+
+    Stopped half-way, the directory has no `data.jsonl`, and its checksums name all that is ours.
+    """
+    names = sorted(str(path.relative_to(drawn)) for path in drawn.rglob("*") if path.is_file())
+    sums = {name: _sha256(drawn / name) for name in names}
+    (drawn / CHECKSUMS).write_text(json.dumps({"made": made, "files": sums}, indent=1) + "\n")
+    for name in sorted(_ours(directory)):  # data.jsonl first
+        (directory / name).unlink(missing_ok=True)
+    (drawn / CHECKSUMS).replace(directory / CHECKSUMS)
+    for folder in ("videos", "images"):
+        if (drawn / folder).is_dir():
+            (directory / folder).mkdir(exist_ok=True)
+        elif (directory / folder).is_dir() and not any((directory / folder).iterdir()):
+            (directory / folder).rmdir()
+    for name in reversed(names):  # data.jsonl last
+        (drawn / name).replace(directory / name)
+
+
+def _ours(directory: Path) -> set[str]:
+    """The files that an earlier `write_dataset` noted there."""
+    try:
+        files = json.loads((directory / CHECKSUMS).read_text())["files"]
+        return {name for name in files if _OURS.fullmatch(name)}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def _refuse_other_files(directory: Path, seed: int) -> None:
+    """`write_dataset` replaces its own files, nothing else."""
+    if directory.exists() and not directory.is_dir():
+        raise PureKVError(f"{directory} is a file; name a new directory")
+    ours = _ours(directory)
+    names = {"data.jsonl"} | ({CHECKSUMS} if not ours else set())
+    names |= {
+        f"{folder}/{path.name}"
+        for folder in ("videos", "images")
+        for path in (directory / folder).glob(f"{seed}-*")
+    }
+    if others := sorted(name for name in names - ours if (directory / name).exists()):
+        raise PureKVError(f"{directory} holds a {others[0]} of its own; name a new directory")
 
 
 def is_complete(directory: Path, made: dict[str, object] | None = None) -> bool:
@@ -250,7 +306,7 @@ def is_complete(directory: Path, made: dict[str, object] | None = None) -> bool:
         if made is not None and noted["made"] != made:
             return False
         return all(_sha256(directory / name) == sha for name, sha in noted["files"].items())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
@@ -289,20 +345,3 @@ def write_video(
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class _Fresh:
-    """A temporary name beside `path` that takes its place when the block ends well."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.scratch = path.with_name(f".{os.getpid()}-{path.name}")
-
-    def __enter__(self) -> Path:
-        return self.scratch
-
-    def __exit__(self, failed: object, *rest: object) -> None:
-        if failed:
-            self.scratch.unlink(missing_ok=True)
-        else:
-            self.scratch.replace(self.path)
