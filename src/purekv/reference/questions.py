@@ -40,7 +40,7 @@ class Turn:
     answer: str
     choices: tuple[str, ...] = ()
     paired: frozenset[tuple[int, str]] = field(default=frozenset(), compare=False)
-    """What the answer tells, by scene: the shapes of coloured things, the times on the board."""
+    """What the answer tells, by scene: things with colour, place or half; an order; the board."""
 
     @property
     def prompt(self) -> str:
@@ -85,7 +85,7 @@ def ask(
     """One question about one of the scenes of a prompt, or None if none fits.
 
     style: things are named by their "shape" or their "colour".
-    told: what earlier answers paired: no question may ask for it again.
+    told: what earlier answers paired: no question may ask for that alone again.
     """
     if category == "page":
         return _page(scenes, rng)
@@ -143,8 +143,11 @@ def _ask(
         question = f"In which order do {names} appear?"
         chosen.sort(key=lambda t: t.start)
         answers = [t.shape if style == "shape" else t.colour for t in chosen]
-    paired = [(k, t.shape) for t in chosen] if category in ("colour", "shape") else []
-    return Turn(category, question, ", ".join(answers), paired=frozenset(paired))
+    prefix = "" if category in ("colour", "shape") else f"{category} "  # those two are one
+    paired = frozenset((k, f"{prefix}{t.shape}") for t in chosen)
+    if category == "order":
+        paired = frozenset([(k, " ".join(sorted(t.shape for t in chosen)))])
+    return None if paired <= told else Turn(category, question, ", ".join(answers), paired=paired)
 
 
 def name(thing: Thing, style: str) -> str:
