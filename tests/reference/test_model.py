@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from purekv.evals import answer_samples, prepare_samples, read_samples
 from purekv.media import read_video
 from purekv.reference import build, default_checkpoint, sample_video, write_dataset
+from purekv.reference.data import Geometry, image, page, video
 from purekv.reference.model import (
     CHECKSUMS,
     WEIGHTS,
@@ -98,14 +100,32 @@ def test_it_is_a_stock_model(loaded: tuple) -> None:
     ]
 
 
-@pytest.mark.parametrize(("side", "tokens"), [(112, 4), (280, 10), (448, 16), (896, 16)])
-def test_frames_keep_their_size_up_to_16_tokens(loaded: tuple, side: int, tokens: int) -> None:
+@pytest.mark.parametrize(
+    ("side", "of_frames", "of_images"),
+    [(112, 4, 4), (280, 10, 10), (448, 16, 16), (896, 16, 32), (1120, 16, 32)],
+)
+def test_frames_keep_16_tokens_a_side_and_images_32(
+    loaded: tuple, side: int, of_frames: int, of_images: int
+) -> None:
     _, processor = loaded
     frames = torch.zeros(2, 3, side, side, dtype=torch.uint8)
     seen = processor.video_processor([frames], do_sample_frames=False, return_tensors="pt")
-    assert seen["video_grid_thw"].tolist() == [[1, 2 * tokens, 2 * tokens]]
+    assert seen["video_grid_thw"].tolist() == [[1, 2 * of_frames, 2 * of_frames]]
     seen = processor.image_processor([frames[0]], return_tensors="pt")
-    assert seen["image_grid_thw"].tolist() == [[1, 2 * tokens, 2 * tokens]]
+    assert seen["image_grid_thw"].tolist() == [[1, 2 * of_images, 2 * of_images]]
+
+
+@pytest.mark.parametrize(("patches", "grid"), [(64, 8), (40, 10), (16, 16)])
+def test_the_longest_videos_keep_their_frames_and_size(
+    loaded: tuple, patches: int, grid: int
+) -> None:
+    _, processor = loaded
+    frames = torch.zeros(2 * patches, 3, 28 * grid, 28 * grid, dtype=torch.uint8)
+    seen = processor.video_processor(
+        [frames], video_metadata=[{"fps": 2.0, "total_num_frames": len(frames)}],
+        do_sample_frames=True, return_tensors="pt",
+    )  # fmt: skip
+    assert seen["video_grid_thw"].tolist() == [[patches, 2 * grid, 2 * grid]]
 
 
 def test_it_answers_the_sample(loaded: tuple) -> None:
@@ -117,19 +137,24 @@ def test_it_answers_the_sample(loaded: tuple) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("frames", "size", "n"), [(20, 280, 24), (18, 224, 16)])
-def test_it_answers_new_videos(
-    loaded: tuple, tmp_path: Path, frames: int, size: int, n: int
-) -> None:
-    path = write_dataset(tmp_path, n=n, seed=77, frames=frames, size=size)
+@pytest.mark.parametrize(
+    ("geometry", "n"),
+    [
+        (video(10, 10), 24),
+        (video(9, 8), 16),
+        (page(24), 8),
+        (image(12, 4), 10),
+        (video(8, 6, 2), 10),
+    ],
+    ids=str,
+)
+def test_it_answers_new_media(loaded: tuple, tmp_path: Path, geometry: Geometry, n: int) -> None:
+    samples = read_samples(write_dataset(tmp_path, n=n, seed=77, geometry=geometry))
     right = total = 0
-    for line in path.read_text().splitlines():
-        record = json.loads(line)
-        clip = read_video(tmp_path / record["video"], fps=2.0)
-        for k, turn in enumerate(record["turns"]):
-            messages = asked(record["turns"][: k + 1])
-            right += answer(*loaded, clip.frames, clip.metadata, messages) == turn["answer"]
-            total += 1
+    for sample in samples:
+        (answers,) = answer_samples(*loaded, prepare_samples(*loaded, [sample]))
+        right += sum(turn.accepts(text) for turn, text in zip(sample.turns, answers, strict=True))
+        total += len(answers)
     assert right / total >= 0.95
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "training"))
 import language
@@ -22,7 +22,16 @@ import tower
 import train_reference
 
 from purekv.reference.data import FIRST_SEED, Geometry, image, page, video
-from purekv.reference.model import WEIGHTS, find_gguf, make_config, merge_lora, sizes
+from purekv.reference.gguf import llama_weights, read_gguf
+from purekv.reference.model import (
+    WEIGHTS,
+    build,
+    find_gguf,
+    make_config,
+    merge_lora,
+    sizes,
+    wrap_tokenizer,
+)
 from purekv.reference.questions import CATEGORIES, chat
 from purekv.reference.render import Renderer
 from purekv.reference.scene import LEVELS
@@ -146,24 +155,12 @@ def test_language_is_the_stock_one(
     torch.testing.assert_close(found, expected.last_hidden_state, atol=1e-3, rtol=1e-3)
 
 
-def test_the_size_of_a_model_is_read_from_its_weights() -> None:
-    for model in MODELS.values():
-        lora = language.init_lora(torch.Generator().manual_seed(0), model.layers, 1)
-        trained = {
-            "tower": tower.init_tower(torch.Generator().manual_seed(0), model.depth), "lora": lora
-        }  # fmt: skip
-        assert sizes(trained) == (model.depth, model.layers)
-
-
 # What workers send
 
 
 @pytest.mark.parametrize("geometry", [video(4, 6), video(4, 6, 2), image(6, 3), page(10)], ids=str)
 def test_answers_are_where_the_stock_prompt_has_them(tokenizer: str, geometry: Geometry) -> None:
     """The tail of a training chat is the chat template's, and the targets are its replies."""
-    from purekv.reference.gguf import read_gguf
-    from purekv.reference.model import wrap_tokenizer
-
     stock = wrap_tokenizer(read_gguf(find_gguf())[0])
     speech = stream.Speech(tokenizer)
     shape = stream.Shape(geometry, "hard")
@@ -256,6 +253,43 @@ def test_training_goes_on_from_its_state_and_from_shipped_weights(tmp_path: Path
     shipped, moments, stage = state.load_state(WEIGHTS)
     assert set(shipped) == {"tower", "lora"}
     assert (moments, stage) == ({}, "")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_size_of_a_model_is_read_from_its_weights(name: str) -> None:
+    model, generator = MODELS[name], torch.Generator().manual_seed(0)
+    lora = language.init_lora(generator, model.layers, 1)
+    trained = {"tower": tower.init_tower(generator, model.depth), "lora": lora}
+    assert sizes(trained) == (model.depth, model.layers)
+
+
+@pytest.mark.parametrize(("depth", "layers"), [(3, 4), (1, 2)])
+def test_what_training_writes_becomes_a_checkpoint(tmp_path: Path, depth: int, layers: int) -> None:
+    """Of any depth: the first layers stay, each with its own update."""
+    from transformers import AutoModelForImageTextToText
+
+    generator = torch.Generator().manual_seed(0)
+    seen = tower.init_tower(generator, depth)
+    lora = language.init_lora(generator, layers, 2)
+    lora = {k: 0.1 * torch.randn(v.shape, generator=generator) for k, v in lora.items()}
+    save_file(seen, tmp_path / "tower-1.safetensors")
+    save_file(lora, tmp_path / "lora-1.safetensors")
+    built = build(tmp_path / "model", weights=tmp_path)
+    model = AutoModelForImageTextToText.from_pretrained(built, dtype=torch.float32)
+    config = model.config
+    assert config.vision_config.depth == len(model.model.visual.blocks) == depth
+    assert config.vision_config.fullatt_block_indexes == list(range(depth))
+    assert len(model.model.language_model.layers) == layers
+    base = llama_weights(read_gguf(find_gguf())[1], 9, 3)
+    for k in range(layers):
+        for name in ("mlp.down_proj", "self_attn.k_proj"):
+            update = lora[f"{name}.b"][k] @ lora[f"{name}.a"][k]
+            expected = torch.from_numpy(base[f"layers.{k}.{name}.weight"]) + update
+            found = model.get_submodule(f"model.language_model.layers.{k}.{name}").weight
+            torch.testing.assert_close(found, expected.bfloat16().float())
+    found = model.model.visual.blocks[depth - 1].mlp.down_proj.weight
+    expected = seen[f"blocks.{depth - 1}.mlp.down_proj.weight"]
+    torch.testing.assert_close(found, expected.bfloat16().float())
 
 
 # The commands of training/README.md, on a few small batches
