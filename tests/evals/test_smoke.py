@@ -21,6 +21,9 @@ def test_a_fifth_of_the_cache_answers_like_the_whole(tmp_path):
     assert all(row["what"] == "quality" for row in result["rows"])
     assert result["config"]["samples"] == 12
     assert result["config"]["seconds"]["evaluating"] > 0
+    assert 576 <= full["tokens"] <= 593
+    assert set(full["by_media"]) == {"video", "videos", "image", "images"}
+    assert set(full["by_turn"]) == {"1", "2", "3"}
     assert full["accuracy"] > 0.8
     assert clie["retention"] > 0.85
     assert clie["retention"] > random["retention"]
