@@ -26,6 +26,7 @@ from purekv.config import PureKVConfig
 from purekv.errors import PureKVError
 from purekv.prefill import Prefill
 from purekv.report import Report
+from purekv.rotation import Rotation
 from purekv.scoring import make_scorer
 from purekv.timing import PhaseTimer
 from purekv.upstream import CACHE, cache_in
@@ -64,6 +65,7 @@ class Run:
         self._family = families.for_config(model.config)
         self._multimodal = self._family.multimodal_model(model)
         self._language = self._family.language_model(model)
+        self._rotary = self._family.rotary_embedding(model)
         self._signature = inspect.signature(self._multimodal.forward)
         _refuse_sliding_layers(self._language.config)
         self._num_layers: int = self._language.config.num_hidden_layers
@@ -94,6 +96,7 @@ class Run:
         self._handles = [
             self._multimodal.register_forward_pre_hook(self._before_model, with_kwargs=True),
             language.register_forward_pre_hook(self._before_language_model, with_kwargs=True),
+            self._rotary.register_forward_hook(self._after_rotary, with_kwargs=True),
             language.register_forward_hook(self._after_language_model, with_kwargs=True),
         ]
         return self
@@ -175,6 +178,15 @@ class Run:
             new_tokens = attention_mask[:, -count:].bool()
             self._new_tokens = None if new_tokens.all() else new_tokens
         return args, kwargs
+
+    def _after_rotary(
+        self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
+    ) -> None:
+        """Keep the angles of a prompt's positions for its scorers."""
+        if self._prefill is not None:
+            position_ids = kwargs["position_ids"] if "position_ids" in kwargs else args[1]
+            cos, sin = output
+            self._prefill.rotation = Rotation(cos, sin, position_ids, module)
 
     def _attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any

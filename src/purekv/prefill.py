@@ -8,6 +8,7 @@ from torch import Tensor
 from purekv.config import PureKVConfig
 from purekv.errors import PureKVError
 from purekv.layout import Layout
+from purekv.rotation import Rotation
 from purekv.scoring import LayerInputs, Scorer
 from purekv.selection import Candidates, Selection, select
 from purekv.window import Window, observation_window
@@ -58,6 +59,8 @@ class Prefill:
         """False if the budget keeps everything; then nothing at all is changed."""
         self.scoring = Scoring(scorer)
         self.kv_bytes_full = 0
+        self.rotation: Rotation | None = None
+        """Of the prompt; known once its layers run."""
 
         protected = layout.is_text
         self.tail: Tensor | None = None
@@ -76,7 +79,7 @@ class Prefill:
         self._candidates = Candidates.build(
             layout.is_visual, protected, self.quota, num_key_value_heads
         )
-        self._on_device: dict[torch.device, tuple[Layout, Window, Candidates]] = {}
+        self._on_device: dict[torch.device, tuple[Layout, Window, Rotation, Candidates]] = {}
 
     @property
     def seen(self) -> int:
@@ -95,9 +98,14 @@ class Prefill:
             key, value: [B, num_key_value_heads, S, D].
         """
         device = value.device
+        assert self.rotation is not None
         if device not in self._on_device:
-            parts = (self.layout.to(device), self._window.to(device), self._candidates.to(device))
-            self._on_device[device] = parts
-        layout, window, candidates = self._on_device[device]
-        layer = LayerInputs(layer_idx, query, key, value, scaling, layout, window)
+            self._on_device[device] = (
+                self.layout.to(device),
+                self._window.to(device),
+                self.rotation.to(device),
+                self._candidates.to(device),
+            )
+        layout, window, rotation, candidates = self._on_device[device]
+        layer = LayerInputs(layer_idx, query, key, value, scaling, layout, window, rotation)
         return select(self.scoring.score(layer), candidates)

@@ -93,8 +93,11 @@ def test_answers_equal_a_masked_full_cache(monkeypatch, modality, batch, attenti
     assert differs[0] == (first_token == "compressed")  # ... by the first token where it should be
 
 
+SCORERS = ["clie", "snapkv", "value_norm", "expected_attention", "infinipot_v"]
+
+
 @pytest.mark.parametrize("first_token", ["exact", "compressed"])
-@pytest.mark.parametrize("scorer", ["clie", "snapkv", "value_norm"])
+@pytest.mark.parametrize("scorer", SCORERS)
 def test_a_padded_row_equals_the_row_alone(scorer, first_token):
     model = tiny_model()
     config = PureKVConfig(budget=0.25, scorer=scorer, first_token=first_token)

@@ -5,6 +5,7 @@ import torch
 
 from purekv import PureKVConfig
 from purekv.layout import Layout, VisualSpan
+from purekv.rotation import Rotation
 from purekv.scoring import SCORERS, LayerInputs, accumulated, make_scorer
 from purekv.window import observation_window
 
@@ -25,7 +26,9 @@ def layer_inputs(shape: str, groups: int, seed: int = 0) -> LayerInputs:
     query = 3 * torch.randn(len(rows), 2 * groups, seq_len, 8, generator=generator)
     key, value = torch.randn(2, len(rows), 2, seq_len, 8, generator=generator)
     key += 0.5  # cosines to the mean of centred keys would be noise
-    return LayerInputs(1, query, key, value, 0.3, layout, observation_window(layout, "question"))
+    window = observation_window(layout, "question")
+    no_turn = Rotation(*torch.zeros(3, 1, seq_len, 8), torch.nn.Identity())
+    return LayerInputs(1, query, key, value, 0.3, layout, window, no_turn)
 
 
 def full_attention(layer: LayerInputs, row: int) -> torch.Tensor:

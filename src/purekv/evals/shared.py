@@ -16,6 +16,7 @@ from purekv.config import PureKVConfig
 from purekv.errors import PureKVError
 from purekv.layout import Layout
 from purekv.prefill import Prefill, Scoring
+from purekv.rotation import Rotation
 from purekv.scoring import LayerInputs, make_scorer
 from purekv.selection import Candidates, select
 from purekv.upstream import CACHE, cache_of
@@ -103,7 +104,8 @@ class SharedPrefill(Run):
     ) -> None:
         super()._evict(prefill, layer_idx, query, key, value, scaling)
         if self._branches is not None:
-            self._branches.fill(layer_idx, query, key, value, scaling)
+            assert prefill.rotation is not None
+            self._branches.fill(layer_idx, query, key, value, scaling, prefill.rotation)
 
     def _after_language_model(
         self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
@@ -196,14 +198,21 @@ class _Branches:
 
     @torch.no_grad()
     def fill(
-        self, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+        self,
+        layer_idx: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        rotation: Rotation,
     ) -> None:
         """Put one layer's entries, as chosen by each config, into the stacked caches."""
         if not self.members:
             return
         self._to(key.device)
+        rotation = rotation.to(key.device)
         inputs = {
-            name: LayerInputs(layer_idx, query, key, value, scaling, self._layout, window)
+            name: LayerInputs(layer_idx, query, key, value, scaling, self._layout, window, rotation)
             for name, window in self._windows.items()
         }
         scores = torch.stack(

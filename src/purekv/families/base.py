@@ -39,6 +39,11 @@ class Family:
         """The decoder stack: takes `inputs_embeds`, has `.config` and `.layers`."""
         raise NotImplementedError
 
+    def rotary_embedding(self, model: nn.Module) -> nn.Module:
+        """The decoder's rotary embedding: called with (hidden, position_ids), once a forward, it
+        answers the (cos, sin) [B, S, D] that turn the halves of every head."""
+        return self.language_model(model).rotary_emb
+
     def vision_tower(self, model: nn.Module) -> nn.Module:
         raise NotImplementedError
 

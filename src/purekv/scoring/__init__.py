@@ -8,7 +8,9 @@ from collections.abc import Callable
 
 from purekv.scoring.base import LayerInputs, Scorer
 from purekv.scoring.clie import CLIE
+from purekv.scoring.expected_attention import ExpectedAttention
 from purekv.scoring.h2o import H2O
+from purekv.scoring.infinipot_v import InfiniPotV
 from purekv.scoring.key_diff import KeyDiff
 from purekv.scoring.random import Random
 from purekv.scoring.snapkv import SnapKV
@@ -25,6 +27,8 @@ SCORERS: dict[str, Callable[[SourceLayers, int], Scorer]] = {
     "streaming": lambda source_layers, num_layers: Streaming(),
     "key_diff": lambda source_layers, num_layers: KeyDiff(),
     "vatp": lambda source_layers, num_layers: VATP(),
+    "expected_attention": lambda source_layers, num_layers: ExpectedAttention(),
+    "infinipot_v": lambda source_layers, num_layers: InfiniPotV(num_layers),
     "value_norm": lambda source_layers, num_layers: ValueNorm(),
     "random": lambda source_layers, num_layers: Random(),
 }

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from purekv.layout import Layout
+from purekv.rotation import Rotation
 from purekv.scoring.accumulated import accumulated_attention
 from purekv.window import Window, window_attention
 
@@ -28,6 +29,8 @@ class LayerInputs:
     """On the layer's device."""
     window: Window
     """On the layer's device."""
+    rotation: Rotation
+    """Of query and key; on the layer's device."""
 
     # Cached, since scorers of one evaluation share the inputs of a layer.
 
