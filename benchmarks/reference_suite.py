@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,17 @@ import torch
 from common import RESULTS, settings, write_results
 from PIL import Image
 
-from purekv import PureKVConfig
-from purekv.evals import Evaluation, Media, Sample, Turn, evaluate, read_samples, summarise
-from purekv.loading import Checkpoint
+from purekv.evals import (
+    Media,
+    Record,
+    Sample,
+    Turn,
+    evaluate,
+    make_configs,
+    read_samples,
+    summarise,
+)
+from purekv.loading import Checkpoint, fingerprint
 from purekv.media import Clip
 from purekv.reference import default_checkpoint, write_dataset
 from purekv.reference.data import SUITES, suite
@@ -61,10 +68,7 @@ def main() -> None:
     checkpoint = Checkpoint.find(arguments.model or default_checkpoint())
     processor = checkpoint.processor()
     model = checkpoint.model(device=arguments.device, dtype=arguments.dtype)
-    configs = [
-        PureKVConfig(budget=budget, scorer=method, first_token="compressed")
-        for method, budget in product(arguments.methods, arguments.budgets)
-    ]
+    configs = make_configs(arguments.methods, arguments.budgets, first_token="compressed")
     with tempfile.TemporaryDirectory() as folder:
         read = None
         if arguments.data:
@@ -79,29 +83,33 @@ def main() -> None:
                 )
             )  # fmt: skip
         prepared = time.perf_counter() - started
-        result = evaluate(
-            model, processor, samples, configs,
-            batch_size=arguments.batch,
-            read=read,
-            progress=lambda so_far: show_progress(so_far, len(samples)),
-            seconds=None if arguments.minutes is None else 60 * arguments.minutes,
-        )  # fmt: skip
-    tokens = result.visual_tokens.values()
-    rows = []
-    for config, ours in zip([None, *configs], [result.full, *result.ours], strict=True):
-        row = {"what": "quality", "tokens": round(sum(tokens) / len(tokens))}
-        row |= summarise(samples, ours, result.full, config)
-        rows.append(row)
+        asked = time.perf_counter()
+        records: dict[str, Record] = {}
+        for batch in evaluate(
+            model, processor, samples, configs, batch_size=arguments.batch, read=read
+        ):
+            records |= {record.id: record for record in batch}
+            spent = time.perf_counter() - asked
+            show_progress(records, len(samples), spent)
+            if arguments.minutes is not None and spent > 60 * arguments.minutes:
+                break
+    evaluating = time.perf_counter() - asked
+    rows = summarise(samples, records, configs)
+    for row in rows:
         print(describe(row))
+    for record in records.values():
+        if record.skipped:
+            print(f"skipped {record.id}: {record.skipped}", file=sys.stderr)
     if arguments.data:
         arguments.data = arguments.data.name
     run = {
         "dtype": str(model.dtype),
-        "samples": len(result.full),
-        "seconds": {"preparing": round(prepared, 1), "evaluating": round(result.seconds, 1)},
+        "model": fingerprint(model),
+        "samples": rows[0]["samples"],
+        "seconds": {"preparing": round(prepared, 1), "evaluating": round(evaluating, 1)},
     }
     write_results(arguments.out, settings(arguments) | run, rows)
-    print(f"{len(result.full)} samples; {prepared:.0f} s preparing, {result.seconds:.0f} s asking")
+    print(f"{len(records)} samples; {prepared:.0f} s preparing, {evaluating:.0f} s asking")
 
 
 def parse() -> argparse.Namespace:
@@ -175,31 +183,32 @@ def budget(text: str) -> float | int:
     return float(text) if "." in text else int(text)
 
 
-def show_progress(found: Evaluation, total: int) -> None:
-    done = len(found.full)
-    left = found.seconds / done * (total - done)
-    accuracies = [
-        sum(map(sum, rights.values())) / sum(map(len, rights.values()))
-        for rights in [found.full, *found.ours]
-    ]
+def show_progress(records: dict[str, Record], total: int, spent: float) -> None:
+    done = len(records)
+    columns = zip(*(record.outcomes for record in records.values() if record.outcomes), strict=True)
+    rights = [[right for outcome in column for right in outcome.right] for column in columns]
     print(
-        f"{done}/{total}, {left:.0f} s left, accuracy",
-        *(f"{accuracy:.2f}" for accuracy in accuracies),
+        f"{done}/{total}, {spent / done * (total - done):.0f} s left, accuracy",
+        *(f"{sum(right) / len(right):.2f}" for right in rights),
         file=sys.stderr,
         flush=True,
     )
 
 
 def describe(row: dict[str, Any]) -> str:
-    low, high = row["retention_ci95"]
     parts = row["by_category"].items()
     worst, part = min(parts, key=lambda item: item[1]["accuracy"])
-    turns = " ".join(f"{part['retention']:.3f}" for part in row["by_turn"].values())
+    turns = " ".join(f"{share(part['retention'])}" for part in row["by_turn"].values())
+    interval = ", ".join(map(share, row["retention_ci95"] or [None, None]))
     return (
-        f"{row['scorer']:>10} {row['budget']:<5}: accuracy {row['accuracy']:.3f} (n={row['n']}), "
-        f"retention {row['retention']:.3f} [{low:.3f}, {high:.3f}], by turn {turns}, "
-        f"worst {worst} {part['accuracy']:.3f}"
+        f"{row['method']:>10} {row['budget']:<5}: accuracy {row['accuracy']:.3f} (n={row['n']}), "
+        f"retention {share(row['retention'])} [{interval}], by turn {turns}, "
+        f"KL {row['kl']:.3g}, worst {worst} {part['accuracy']:.3f}"
     )
+
+
+def share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 if __name__ == "__main__":

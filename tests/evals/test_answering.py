@@ -32,10 +32,10 @@ def test_a_batch_answers_as_each_sample_alone(samples, budget):
     def answer(asked):
         batch = replace(prepare_samples(model, processor, asked), max_new_tokens=[16, 16])
         if budget is None:
-            return answer_samples(model, processor, batch)
+            return [row.texts for row in answer_samples(model, processor, batch)]
         config = PureKVConfig(budget=budget, first_token="compressed")
         with PureKV(config)(model):
-            return answer_samples(model, processor, batch)
+            return [row.texts for row in answer_samples(model, processor, batch)]
 
     together = answer(samples)
     assert together == [answer([sample])[0] for sample in samples]
@@ -60,16 +60,18 @@ def test_a_stack_answers_as_each_method_and_sample_alone(samples, rows_at_once):
             rows = answer_samples(model, processor, batch, stack)
             assert len(stack.members) <= max(1, rows_at_once // len(samples))
             for place, member in enumerate(stack.members):
-                answers[member] = rows[place * len(samples) :][: len(samples)]
+                answers[member] = [
+                    row.texts for row in rows[place * len(samples) :][: len(samples)]
+                ]
     assert len(answers) == 1 + len(configs)
     assert len({str(texts) for texts in answers.values()}) > 4  # eviction does show
     for number, sample in enumerate(samples):
         alone = prepare_samples(model, processor, [sample])
         alone = replace(alone, max_new_tokens=batch.max_new_tokens)
-        assert answers[None][number] == answer_samples(model, processor, alone)[0]
+        assert answers[None][number] == answer_samples(model, processor, alone)[0].texts
         for member, config in enumerate(configs):
             with PureKV(config)(model):
-                assert answers[member][number] == answer_samples(model, processor, alone)[0]
+                assert answers[member][number] == answer_samples(model, processor, alone)[0].texts
 
 
 def test_a_shared_prefill_needs_pixels_and_left_padding(samples):

@@ -1,14 +1,18 @@
 """Mixed data sets in batches: the same rights as one sample at a time, and honest tables."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from purekv import PureKV, PureKVConfig, PureKVError
 from purekv.evals import (
     Media,
+    Outcome,
+    Record,
     Sample,
     Turn,
     answer_samples,
@@ -71,53 +75,134 @@ def from_memory(sample: Sample) -> Media:
     )
 
 
-def test_batches_of_many_kinds_are_right_where_each_sample_alone_is(samples, monkeypatch):
+def ask(samples, configs=CONFIGS, **settings):
+    found = evaluate(tiny_model(), tiny_processor(), samples, configs, batch_size=2,
+                     **{"read": from_memory, **settings})  # fmt: skip
+    return {record.id: record for records in found for record in records}
+
+
+def test_batches_of_many_kinds_answer_as_each_sample_alone(samples):
     model, processor = tiny_model(), tiny_processor()
-    # Random weights are never right, so let the answers themselves be what is compared.
-    monkeypatch.setattr(Turn, "accepts", lambda turn, prediction: prediction)
-    reports = []
-    found = evaluate(
-        model, processor, samples, CONFIGS, batch_size=2, read=from_memory,
-        progress=lambda found: reports.append(len(found.full)),
+    configs = [*CONFIGS, PureKVConfig(budget=0.3, first_token="exact")]
+    found = list(
+        evaluate(model, processor, samples, configs, batch_size=2, read=from_memory)
     )  # fmt: skip
-    assert reports == [2, 4, 5, 6, 7, 8, 9]
-    assert found.visual_tokens["1"] == 3 * 2
+    assert [len(records) for records in found] == [2, 2, 1, 1, 1, 1, 1]
+    records = {record.id: record for one in found for record in one}
+    assert records["1"].visual_tokens == 3 * 2
     for sample in samples:
         batch = prepare_samples(model, processor, [sample], [from_memory(sample)])
-        assert found.full[sample.id] == answer_samples(model, processor, batch)[0]
-        for config, ours in zip(CONFIGS, found.ours, strict=True):
+        full, *ours = records[sample.id].outcomes
+        dense = answer_samples(model, processor, batch, force=True)[0]
+        assert full.answers == dense.texts
+        assert (full.kl, full.agreement) == ([0.0] * len(full.kl), [1.0] * len(full.kl))
+        for config, outcome in zip(configs, ours, strict=True):
             with PureKV(config)(model):
-                assert ours[sample.id] == answer_samples(model, processor, batch)[0]
+                row = answer_samples(model, processor, batch, force=True)[0]
+            assert outcome.answers == row.texts
+            for kl, agreement, a, b in zip(
+                outcome.kl, outcome.agreement, dense.forced, row.forced, strict=True
+            ):
+                p, q = a.double(), b.double()
+                assert kl == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), abs=1e-5)
+                same = (p.argmax(-1) == q.argmax(-1)).double().mean()
+                assert agreement == pytest.approx(float(same), abs=1e-5)
+            assert outcome.kv_bytes < full.kv_bytes
 
 
-def test_it_stops_in_time_and_says_how_many_are_done(samples):
+def test_forced_reading_is_what_a_plain_forward_of_the_whole_chat_says(samples):
     model, processor = tiny_model(), tiny_processor()
-    found = evaluate(
-        model, processor, samples, CONFIGS[:1], batch_size=2, read=from_memory, seconds=0.0
-    )
-    row = summarise(samples, found.ours[0], found.full, CONFIGS[0])
-    assert (len(found.full), row["n"]) == (2, 4)
+    sample = samples[0]
+    batch = prepare_samples(model, processor, [sample], [from_memory(sample)])
+    row = answer_samples(model, processor, batch, force=True)[0]
+    gold = processor.tokenizer(sample.turns[0].answer, return_tensors="pt")["input_ids"]
+    ids = torch.cat([batch.inputs["input_ids"], gold], 1)
+    kinds = torch.nn.functional.pad(batch.inputs["mm_token_type_ids"], (0, gold.shape[1]))
+    whole = {**batch.inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    whole["mm_token_type_ids"] = kinds
+    with torch.no_grad():
+        logits = model(**whole).logits[0, -gold.shape[1] - 1 :]
+    torch.testing.assert_close(row.forced[0], logits.log_softmax(-1), atol=1e-4, rtol=1e-3)
+
+
+def test_a_run_that_goes_on_asks_only_what_is_missing_in_the_same_batches(samples):
+    whole = ask(samples)
+    for kept in (["0", "2"], ["0", "2", "1", "5"], ["0"], []):
+        done = {name: whole[name] for name in kept}
+        read = []
+
+        def spy(sample, read=read):
+            read.append(sample.id)
+            return from_memory(sample)
+
+        again = ask(samples, done=done, read=spy)
+        assert {**done, **again} == whole
+        if kept[:2] == ["0", "2"]:
+            assert not {"0", "2"} & set(read)
+
+
+def test_a_broken_sample_is_named_and_the_others_are_asked(samples):
+    def read(sample):
+        if sample.id == "2":
+            raise PureKVError("not a video")
+        return from_memory(sample)
+
+    broken = ask(samples, read=read)
+    assert broken["2"].skipped == "not a video"
+    assert len(broken) == len(samples)
+    rest = ask([sample for sample in samples if sample.id != "2"])
+    assert {name: record for name, record in broken.items() if name != "2"} == rest
+    # A budget that some samples cannot have is refused for these alone.
+    few = ask(samples, [PureKVConfig(budget=10, first_token="compressed")])
+    small = {s.id for s in samples if rest.get(s.id, broken["0"]).visual_tokens < 10}
+    assert small
+    assert {name for name, record in few.items() if record.skipped} == small
 
 
 def test_equal_ids_are_refused(samples):
     with pytest.raises(PureKVError, match="same id"):
-        evaluate(tiny_model(), tiny_processor(), samples[:1] * 2, CONFIGS, read=from_memory)
+        ask(samples[:1] * 2)
+
+
+def test_a_record_survives_json(samples):
+    record = ask(samples[:1])["0"]
+    assert Record.from_dict(json.loads(json.dumps(record.to_dict()))) == record
+    left_out = Record("a", skipped="why")
+    assert Record.from_dict(json.loads(json.dumps(left_out.to_dict()))) == left_out
+
+
+def outcome(right):
+    return Outcome(["x"] * len(right), right, [0.5] * len(right), [1.0] * len(right), 100)
 
 
 def test_a_summary_counts_by_category_turn_and_media(samples):
+    records = {
+        s.id: Record(s.id, 6, 1, (
+            outcome([True] * len(s.turns)), outcome([False] + [True] * (len(s.turns) - 1)),
+        ))
+        for s in samples[:7]
+    }  # fmt: skip
+    records[samples[7].id] = Record(samples[7].id, skipped="broken")
+    full, row = summarise(samples, records, CONFIGS[:1])
     samples = samples[:7]
-    full = {s.id: [True] * len(s.turns) for s in samples}
-    ours = {s.id: [False] + [True] * (len(s.turns) - 1) for s in samples}
-    row = summarise(samples, ours, full, CONFIGS[0])
     n = sum(len(s.turns) for s in samples)
-    assert (row["scorer"], row["budget"], row["n"]) == ("clie", 0.5, n)
+    assert (row["method"], row["budget"], row["n"], row["samples"]) == ("clie", 0.5, n, 7)
     assert row["accuracy"] == row["retention"] == pytest.approx((n - 7) / n)
     assert {k: (v["n"], v["accuracy"]) for k, v in row["by_turn"].items()} == {
         "1": (7, 0.0), "2": (5, 1.0), "3": (1, 1.0)
     }  # fmt: skip
+    assert (row["first_turn"]["accuracy"], row["second_turn"]["n"]) == (0.0, 6)
     assert row["by_category"]["closed"]["accuracy"] == 1.0
     assert {k: v["n"] for k, v in row["by_media"].items()} == {
         "video": 7, "image": 1, "videos": 3, "mixed": 2
     }  # fmt: skip
     assert np.isclose(row["by_category"]["open"]["accuracy"], 1 / 8)
-    assert summarise(samples, full, full, None)["scorer"] == "full"
+    assert row["mcnemar_p"] == pytest.approx(2 / 2**7)
+    assert (row["kl"], row["kv_bytes"], row["tokens"]) == (0.5, 100, 6)
+    assert (full["method"], full["accuracy"], full["mcnemar_p"]) == ("full", 1.0, 1.0)
+
+
+def test_nothing_right_has_no_retention(samples):
+    records = {s.id: Record(s.id, 6, 1, (outcome([False] * len(s.turns)),)) for s in samples}
+    (row,) = summarise(samples, records, [])
+    assert (row["accuracy"], row["retention"], row["retention_ci95"]) == (0.0, None, None)

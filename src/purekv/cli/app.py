@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from purekv.cli import reference, run
+from purekv.cli import evaluate, reference, run
 from purekv.cli.arguments import ManyValues
 
 app = typer.Typer(
@@ -15,6 +15,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("run", cls=ManyValues)(run.run)
+app.command("eval")(evaluate.evaluate)
 app.add_typer(reference.app, name="reference")
 
 

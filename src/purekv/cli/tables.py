@@ -1,5 +1,7 @@
 """What people read: answers side by side, then what they cost."""
 
+from typing import Any
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -79,3 +81,51 @@ def _add(table: Table, name: str, ours: float, dense: float | None) -> None:
 def _printable(text: str) -> Text:
     """A model may write anything, control codes of the terminal among it."""
     return Text("".join(char if char.isprintable() else " " for char in text))
+
+
+def show_evaluation(rows: list[dict[str, Any]]) -> None:
+    """Print one line a method and budget to stdout: what it keeps of the answers, what it costs."""
+    quality, cost = (Table(box=box.SIMPLE_HEAD) for _ in range(2))
+    for table, names in (
+        (quality, ("n", "Accuracy", "Retention", "2nd turn", "p", "KL")),
+        (cost, ("KV, MiB", "Prefill, s", "Decode, tok/s")),
+    ):
+        table.add_column("Method", no_wrap=True)
+        table.add_column("Budget", justify="right", no_wrap=True)
+        for name in names:
+            table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        later = row["second_turn"]
+        name = (" ".join([row["method"], *_unusual(row)]), f"{row['budget']:g}")
+        quality.add_row(
+            *name,
+            str(row["n"]),
+            _share(row["accuracy"], row["ci95"]),
+            _share(row["retention"], row["retention_ci95"]),
+            _share(later["accuracy"] if later else None),
+            f"{row['mcnemar_p']:.2g}",
+            f"{row['kl']:.3g}",
+        )
+        cost.add_row(
+            *name,
+            f"{row['kv_bytes'] / _MIB:.1f}",
+            f"{row['prefill_s']:.2f}" if "prefill_s" in row else "-",
+            f"{row['decode_tok_s']:.1f}" if "decode_tok_s" in row else "-",
+        )
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=120)
+    console.print(quality)
+    console.print(cost)
+
+
+def _unusual(row: dict[str, Any]) -> list[str]:
+    usual = {"prefill": ("dense",), "evict": ("post", None)}
+    return [str(row[name]) for name, values in usual.items() if row[name] not in values]
+
+
+def _share(value: float | None, bounds: list[float] | None = None) -> str:
+    if value is None:
+        return "-"
+    interval = f" [{bounds[0]:.2f}, {bounds[1]:.2f}]" if bounds else ""
+    return f"{value:.3f}{interval}"

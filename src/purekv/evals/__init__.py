@@ -1,21 +1,26 @@
 """Asking a model questions about a data set, and counting what it got right."""
 
-from purekv.evals.answering import Batch, Media, answer_samples, prepare_samples, read_media
+from purekv.evals.answering import Batch, Media, Row, answer_samples, prepare_samples, read_media
+from purekv.evals.methods import make_configs, method_name, method_names
 from purekv.evals.metrics import (
     accuracy_interval,
     chosen_letter,
     exact_match,
+    mcnemar,
     retention_interval,
     wilson_interval,
 )
 from purekv.evals.samples import Sample, Turn, read_samples
 from purekv.evals.shared import SharedPrefill, Stack
-from purekv.evals.suite import Evaluation, evaluate, summarise
+from purekv.evals.suite import Outcome, Record, evaluate
+from purekv.evals.summary import summarise
 
 __all__ = [
     "Batch",
-    "Evaluation",
     "Media",
+    "Outcome",
+    "Record",
+    "Row",
     "Sample",
     "SharedPrefill",
     "Stack",
@@ -25,6 +30,10 @@ __all__ = [
     "chosen_letter",
     "evaluate",
     "exact_match",
+    "make_configs",
+    "mcnemar",
+    "method_name",
+    "method_names",
     "prepare_samples",
     "read_media",
     "read_samples",

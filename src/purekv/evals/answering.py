@@ -12,7 +12,9 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
+from transformers.cache_utils import Cache
 
+from purekv import families
 from purekv.errors import PureKVError
 from purekv.evals.samples import Sample
 from purekv.evals.shared import Stack
@@ -46,11 +48,24 @@ class Batch:
 
     prompts: list[list[str]]
     """Prompt text of each turn and sample, the gold history included."""
+    golds: list[list[str]]
+    """Gold answer of each turn and sample."""
     inputs: dict[str, Tensor]
     """Of the first turn, on the model's device."""
     max_new_tokens: list[int]
     """Of each turn: room for its longest gold answer and a few tokens more; what is longer than
     that is wrong however it goes on."""
+
+
+@dataclass
+class Row:
+    """What one sample, under one method, answered."""
+
+    texts: list[str]
+    """Greedy answer to each turn."""
+    forced: list[Tensor]
+    """For each turn, log-probabilities of the token behind each part of the gold answer, from none
+    of it to all: float32 [gold tokens + 1, vocabulary]. Empty unless asked for."""
 
 
 def read_media(processor: ProcessorMixin, sample: Sample) -> Media:
@@ -86,16 +101,23 @@ def prepare_samples(
         max(map(len, processor.tokenizer(texts, add_special_tokens=False)["input_ids"]))
         for texts in golds
     ]
-    return Batch(prompts, dict(inputs.to(model.device)), [n + SPARE_TOKENS for n in lengths])
+    room = [n + SPARE_TOKENS for n in lengths]
+    return Batch(prompts, golds, dict(inputs.to(model.device)), room)
 
 
+@torch.no_grad()
 def answer_samples(
-    model: PreTrainedModel, processor: ProcessorMixin, batch: Batch, stack: Stack | None = None
-) -> list[list[str]]:
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    batch: Batch,
+    stack: Stack | None = None,
+    force: bool = False,
+) -> list[Row]:
     """Greedy answers to every turn: of each sample, or of each row of a stack of caches.
 
     Args:
         stack: the batch's first prompt, prefilled by a `SharedPrefill`; its cache grows.
+        force: also read the gold answers, for `Row.forced`.
     """
     inputs: dict[str, Any] = dict(batch.inputs)
     copies = 1
@@ -105,28 +127,69 @@ def answer_samples(
         inputs[CACHE] = stack.cache
         if stack.rope_deltas is not None:
             model.base_model.rope_deltas = stack.rope_deltas
-    answers: list[list[str]] = [[] for _ in range(inputs["input_ids"].shape[0])]
+    rows = [Row([], []) for _ in range(inputs["input_ids"].shape[0])]
     for turn, prompts in enumerate(batch.prompts):
         output = model.generate(
             **inputs,
             max_new_tokens=batch.max_new_tokens[turn],
             do_sample=False,
             return_dict_in_generate=True,
+            output_logits=force,
         )
         seen = inputs["input_ids"].shape[1]
         texts = processor.batch_decode(output.sequences[:, seen:], skip_special_tokens=True)
-        for row, text in enumerate(texts):
-            answers[row].append(text.strip())
+        for row, text in zip(rows, texts, strict=True):
+            row.texts.append(text.strip())
+        cache = cache_of(output)
+        _rewind(cache, seen)  # forget the model's own answer
+        inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")} | {CACHE: cache}
+        if force:
+            first = output.logits[0].float().log_softmax(-1)
+            forced = _read(model, processor, inputs, batch.golds[turn] * copies)
+            for number, row in enumerate(rows):
+                row.forced.append(torch.cat([first[number, None], forced[number]]))
         if turn + 1 < len(batch.prompts):
-            cache = cache_of(output)
-            cache.crop(seen - cache.get_seq_length())  # forget the model's own answer
             new = [
                 after[len(before) :]
                 for before, after in zip(prompts, batch.prompts[turn + 1], strict=True)
             ]
-            inputs = _next_inputs(processor, inputs, new * copies)
-            inputs[CACHE] = cache
-    return answers
+            inputs = {CACHE: cache} | _next_inputs(processor, inputs, new * copies)
+    return rows
+
+
+def _read(
+    model: PreTrainedModel, processor: ProcessorMixin, inputs: dict[str, Any], texts: list[str]
+) -> list[Tensor]:
+    """Log-probabilities behind each token of a text that follows the cache, float32 [n, V] a row.
+
+    `generate` makes the forward, since it knows every family's positions; the cache is left as it
+    was.
+    """
+    cache = inputs[CACHE]
+    seen = cache.get_seq_length()
+    further = _next_inputs(processor, inputs, texts)
+    lengths = further["attention_mask"][:, seen:].sum(1).tolist()
+    hidden: list[Tensor] = []
+    language = families.for_config(model.config).language_model(model)
+    hook = language.register_forward_hook(
+        lambda module, args, output: hidden.append(output.last_hidden_state)
+    )
+    try:
+        model.generate(**further, **{CACHE: cache}, max_new_tokens=1, do_sample=False)
+    finally:
+        hook.remove()
+        _rewind(cache, seen)
+    head = model.get_output_embeddings()
+    return [
+        head(row[row.shape[0] - n :]).float().log_softmax(-1)
+        for row, n in zip(hidden[0], lengths, strict=True)
+    ]
+
+
+def _rewind(cache: Cache, seen: int) -> None:
+    """Forget all but the first so many tokens."""
+    if cache.get_seq_length() > seen:
+        cache.crop(seen - cache.get_seq_length())
 
 
 def _messages(sample: Sample, media: Media) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Exact match, and intervals that a sceptic would accept."""
 
+import math
 import re
 import string
 from collections.abc import Sequence
@@ -64,22 +65,39 @@ def retention_interval(
     clusters: Sequence[str],
     resamples: int = 2000,
     seed: int = 0,
-) -> tuple[float, float, float]:
+) -> tuple[float, float, float] | tuple[None, None, None]:
     """Accuracy over the full cache's accuracy on the same questions, with a 95% interval.
 
     Paired percentile bootstrap over clusters (videos), since questions about one video are not
     independent.
 
     Returns:
-        (retention, low, high).
+        (retention, low, high); None thrice where the full cache gets nothing right. Resamples in
+        which that happens are left out.
     """
     names, member = np.unique(np.asarray(clusters), return_inverse=True)
     ours_sum = np.bincount(member, np.asarray(ours, dtype=float), len(names))
     full_sum = np.bincount(member, np.asarray(full, dtype=float), len(names))
+    if not full_sum.any():
+        return None, None, None
     picked = _bootstrap(len(names), resamples, seed)
-    ratios = (picked @ ours_sum) / np.maximum(picked @ full_sum, 1e-9)
-    low, high = np.percentile(ratios, [2.5, 97.5])
-    return float(ours_sum.sum() / max(full_sum.sum(), 1e-9)), float(low), float(high)
+    ours_right, full_right = picked @ ours_sum, picked @ full_sum
+    counted = full_right > 0
+    low, high = np.percentile(ours_right[counted] / full_right[counted], [2.5, 97.5])
+    return float(ours_sum.sum() / full_sum.sum()), float(low), float(high)
+
+
+def mcnemar(ours: Sequence[bool], full: Sequence[bool]) -> float:
+    """Two-sided p of McNemar's exact test: are answers lost as often as they are gained?
+
+    Binomial over the answers on which the two differ. It takes them as independent, which answers
+    about one video are not, so read it beside the clustered interval of the retention.
+    """
+    lost = sum(b and not a for a, b in zip(ours, full, strict=True))
+    gained = sum(a and not b for a, b in zip(ours, full, strict=True))
+    n = lost + gained
+    tail = sum(math.comb(n, k) for k in range(min(lost, gained) + 1)) / 2**n
+    return min(1.0, 2 * tail)
 
 
 @lru_cache(maxsize=8)

@@ -1,52 +1,71 @@
 """A data set, many methods and budgets: every sample is read and prefilled once.
 
-correct = evaluate(model, processor, samples, configs, batch_size=8)
-for config, ours in zip([None, *configs], correct):
-    print(summarise(samples, ours, correct[0], config))
+for records in evaluate(model, processor, samples, configs, batch_size=8):
+    ...
 """
 
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
+from purekv.attach import Run
+from purekv.cache import cache_bytes
 from purekv.config import PureKVConfig
 from purekv.errors import PureKVError
 from purekv.evals.answering import (
     Batch,
     Media,
     Read,
+    Row,
     answer_samples,
     prepare_samples,
     read_media,
 )
-from purekv.evals.metrics import accuracy_interval, retention_interval
 from purekv.evals.samples import Sample
 from purekv.evals.shared import SharedPrefill
-
-Rights = dict[str, list[bool]]
-"""By sample id: whether the answer to each turn was right."""
 
 Item = TypeVar("Item")
 
 
-@dataclass
-class Evaluation:
-    """What an evaluation found; it grows with every batch."""
+@dataclass(frozen=True)
+class Outcome:
+    """One sample under one method; a list has an item for each turn."""
 
-    full: Rights
-    """With the full cache."""
-    ours: list[Rights]
-    """With each config."""
-    visual_tokens: dict[str, int] = field(default_factory=dict)
-    """By sample id: of its prompt."""
-    seconds: float = 0.0
-    """Reading, prefilling and answering, so far."""
+    answers: list[str]
+    right: list[bool]
+    kl: list[float]
+    """Divergence KL(full || ours) of the next-token distributions, in nats: mean over the gold
+    answer's tokens and the one behind them."""
+    agreement: list[float]
+    """Share of these places where both would say the same token."""
+    kv_bytes: int
+    """Of all cache tensors at the end of the prefill: the batch's, over its rows."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sample under the full cache and each config, in that order; or why it was left out."""
+
+    id: str
+    visual_tokens: int = 0
+    pixels: int = 0
+    """What decides with which other samples it is batched."""
+    outcomes: tuple[Outcome, ...] = ()
+    skipped: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"id": self.id, "skipped": self.skipped} if self.skipped else asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Record":
+        outcomes = tuple(Outcome(**one) for one in data.get("outcomes", ()))
+        return cls(**{**data, "outcomes": outcomes})
 
 
 @torch.inference_mode()
@@ -59,21 +78,21 @@ def evaluate(
     batch_size: int = 8,
     rows_at_once: int | None = None,
     read: Read | None = None,
-    progress: Callable[[Evaluation], None] | None = None,
-    seconds: float | None = None,
-) -> Evaluation:
+    done: Mapping[str, Record] | None = None,
+) -> Iterator[list[Record]]:
     """Ask every sample all its turns, with the full cache and with each config.
 
     Samples are batched with others of as many pixels and turns; while the model works on a batch, a
-    thread reads the next one. The answer's first token already comes out of the
-    compressed cache.
+    thread reads the next one. Configs that evict after attention and let the first token feel it
+    share one prefill; each other one has its own. Yields the records of a batch when it is done,
+    and of a sample that cannot be read or asked as soon as that is known.
 
     Args:
         batch_size: samples prefilled together.
         rows_at_once: samples times configs answered together (default: 32 on a CPU, 512 elsewhere).
         read: how a sample becomes pixels (default: its files are decoded).
-        progress: called after every batch with what was found so far.
-        seconds: stop with the samples done by then.
+        done: records of an earlier call with the same samples, by id. Batches are the same as
+            theirs; those that are whole are not asked again.
 
     Raises:
         PureKVError: two samples share an id.
@@ -82,47 +101,53 @@ def evaluate(
         raise PureKVError("two samples have the same id; make the ids of the data set unique")
     if rows_at_once is None:
         rows_at_once = 32 if model.device.type == "cpu" else 512
-
-    def prepared() -> Iterator[tuple[list[Sample], Batch]]:
-        for group in _batches(samples, batch_size, read or (lambda s: read_media(processor, s))):
-            members = [sample for sample, _ in group]
-            yield members, prepare_samples(model, processor, members, [media for _, media in group])
-
-    found = Evaluation({}, [{} for _ in configs])
-    started = time.perf_counter()
-    with SharedPrefill(configs, model, rows_at_once) as run:
-        for members, batch in _ahead(prepared()):
-            stacks = run.stacks(batch.inputs)
-            ids = [sample.id for sample in members]
-            found.visual_tokens |= zip(ids, run.report.visual_tokens, strict=True)
-            while stacks:
-                stack = stacks.pop(0)  # its cache is freed once it has answered
-                answers = iter(answer_samples(model, processor, batch, stack))
-                for number in stack.members:
-                    rights = found.full if number is None else found.ours[number]
-                    for sample, texts in zip(members, answers, strict=False):
-                        pairs = zip(sample.turns, texts, strict=True)
-                        rights[sample.id] = [turn.accepts(text) for turn, text in pairs]
-            found.seconds = time.perf_counter() - started
-            if progress is not None:
-                progress(found)
-            if seconds is not None and found.seconds > seconds:
-                break
-    return found
+    asking = _Asking(model, processor, configs, rows_at_once)
+    read = read or (lambda sample: read_media(processor, sample))
+    for group in _ahead(_groups(samples, batch_size, read, done or {})):
+        if isinstance(group, Record):
+            yield [group]
+        else:
+            yield asking.ask(group)
 
 
-def _batches(
-    samples: Iterable[Sample], size: int, read: Read
-) -> Iterator[list[tuple[Sample, Media]]]:
+@dataclass(frozen=True)
+class _Group:
+    """A batch that was read."""
+
+    samples: list[Sample]
+    media: list[Media]
+
+
+def _groups(
+    samples: Iterable[Sample], size: int, read: Read, done: Mapping[str, Record]
+) -> Iterator[_Group | Record]:
     """Up to `size` samples of as many pixels and turns: their prompts are about equally long."""
-    waiting: dict[Any, list[tuple[Sample, Media]]] = defaultdict(list)
+    waiting: dict[Any, list[tuple[Sample, Media | None]]] = defaultdict(list)
+
+    def whole(kind: Any) -> Iterator[_Group]:
+        group = waiting.pop(kind)
+        members = [sample for sample, _ in group]
+        if not all(sample.id in done for sample in members):
+            yield _Group(members, [media or read(sample) for sample, media in group])
+
     for sample in samples:
-        media = read(sample)
-        kind = (media.pixels, len(sample.turns))
+        record = done.get(sample.id)
+        if record is not None and record.skipped:
+            continue
+        media = None
+        if record is None:
+            try:
+                media = read(sample)
+            except (PureKVError, OSError, ValueError) as error:
+                yield Record(sample.id, skipped=" ".join(str(error).split()))
+                continue
+        pixels = media.pixels if media is not None else record.pixels  # type: ignore[union-attr]
+        kind = (pixels, len(sample.turns))
         waiting[kind].append((sample, media))
         if len(waiting[kind]) == size:
-            yield waiting.pop(kind)
-    yield from waiting.values()
+            yield from whole(kind)
+    for kind in list(waiting):
+        yield from whole(kind)
 
 
 def _ahead(items: Iterator[Item]) -> Iterator[Item]:
@@ -134,49 +159,90 @@ def _ahead(items: Iterator[Item]) -> Iterator[Item]:
             yield item
 
 
-def summarise(
-    samples: Sequence[Sample], ours: Rights, full: Rights, config: PureKVConfig | None
-) -> dict[str, Any]:
-    """One row of a table, over the samples that `ours` has; plain JSON types.
+class _Asking:
+    """A model and the configs that it is asked with."""
 
-    Accuracy with a Wilson interval for clusters of media, retention (accuracy over the full
-    cache's) with a bootstrap over media, both also by category, by turn ("1" is the first) and by
-    kind of media.
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        configs: Sequence[PureKVConfig],
+        rows_at_once: int,
+    ) -> None:
+        self.model, self.processor = model, processor
+        self.configs, self.rows_at_once = list(configs), rows_at_once
+        self.shared = [number for number, config in enumerate(configs) if _shares_prefill(config)]
 
-    Args:
-        config: None for the full cache.
-    """
-    answers: list[_Answer] = []
-    for sample in samples:
-        if sample.id in ours:
-            rights = zip(sample.turns, ours[sample.id], full[sample.id], strict=True)
-            for number, (turn, right, dense) in enumerate(rights, 1):
-                keys = {"category": turn.category, "turn": str(number), "media": sample.media}
-                answers.append((keys, sample.cluster, right, dense))
-    row = {
-        "scorer": config.scorer if config else "full",
-        "budget": config.budget if config else 1.0,
-        "source_layers": config.source_layers if config else None,
-        **_part(answers),
-    }
-    for key in ("category", "turn", "media"):
-        parts: dict[str, list[_Answer]] = defaultdict(list)
-        for answer in answers:
-            parts[answer[0][key]].append(answer)
-        row[f"by_{key}"] = {name: _part(part) for name, part in sorted(parts.items())}
-    return row
+    def ask(self, group: _Group) -> list[Record]:
+        """Records of a batch; where it is refused, of its samples one by one."""
+        try:
+            batch = prepare_samples(self.model, self.processor, group.samples, group.media)
+            return self._ask(group, batch)
+        except (PureKVError, ValueError) as error:
+            if len(group.samples) == 1:
+                return [Record(group.samples[0].id, skipped=" ".join(str(error).split()))]
+        pairs = zip(group.samples, group.media, strict=True)
+        return [record for pair in pairs for record in self.ask(_Group([pair[0]], [pair[1]]))]
+
+    def _ask(self, group: _Group, batch: Batch) -> list[Record]:
+        size = len(group.samples)
+        outcomes: list[dict[int, Outcome]] = [{} for _ in range(size)]  # of each sample; 0: full
+        full: list[Row] = []
+
+        def take(number: int, rows: list[Row], kv_bytes: int) -> None:
+            for k, (sample, row) in enumerate(zip(group.samples, rows, strict=True)):
+                outcomes[k][number] = _outcome(sample, row, full[k], kv_bytes)
+
+        configs = [self.configs[number] for number in self.shared]
+        with SharedPrefill(configs, self.model, self.rows_at_once) as run:
+            stacks = run.stacks(batch.inputs)
+            visual_tokens = run.report.visual_tokens
+            while stacks:
+                stack = stacks.pop(0)  # its cache is freed once it has answered
+                kv_bytes = cache_bytes(stack.cache) // (size * len(stack.members))
+                rows = answer_samples(self.model, self.processor, batch, stack, force=True)
+                for place, member in enumerate(stack.members):
+                    ours = rows[place * size : (place + 1) * size]
+                    full = full or ours  # the full cache comes first
+                    take(0 if member is None else 1 + self.shared[member], ours, kv_bytes)
+        for number, config in enumerate(self.configs):
+            if number not in self.shared:
+                with Run(config, self.model) as alone:
+                    rows = answer_samples(self.model, self.processor, batch, force=True)
+                    take(1 + number, rows, alone.report.kv_bytes_kept // size)
+        return [
+            Record(
+                sample.id,
+                visual_tokens[k],
+                group.media[k].pixels,
+                tuple(found for _, found in sorted(outcomes[k].items())),
+            )
+            for k, sample in enumerate(group.samples)
+        ]
 
 
-_Answer = tuple[dict[str, str], str, bool, bool]
+def _shares_prefill(config: PureKVConfig) -> bool:
+    """Whether `SharedPrefill` can serve it: its prefill is the dense one, to the last layer."""
+    settings = (config.prefill, config.evict, config.first_token)
+    return settings == ("dense", "post", "compressed")
 
 
-def _part(answers: Sequence[_Answer]) -> dict[str, Any]:
-    _, clusters, ours, full = zip(*answers, strict=True)
-    kept, low, high = retention_interval(ours, full, clusters)
-    return {
-        "n": len(ours),
-        "accuracy": sum(ours) / len(ours),
-        "ci95": list(accuracy_interval(ours, clusters)),
-        "retention": kept,
-        "retention_ci95": [low, high],
-    }
+def _outcome(sample: Sample, ours: Row, full: Row, kv_bytes: int) -> Outcome:
+    pairs = list(zip(full.forced, ours.forced, strict=True))
+    return Outcome(
+        ours.texts,
+        [turn.accepts(text) for turn, text in zip(sample.turns, ours.texts, strict=True)],
+        [_significant(_divergence(*pair)) for pair in pairs],
+        [_significant((a.argmax(-1) == b.argmax(-1)).float().mean().item()) for a, b in pairs],
+        kv_bytes,
+    )
+
+
+def _divergence(full: Tensor, ours: Tensor) -> float:
+    """Mean KL(full || ours) over places, in nats; arguments are log-probabilities [n, V]."""
+    each = (full.exp() * (full - ours)).sum(-1)
+    return max(0.0, each.mean().item())  # rounding may leave it a little below
+
+
+def _significant(value: float) -> float:
+    return float(f"{value:.6g}")

@@ -1,0 +1,58 @@
+"""Methods by the names that people know them by, and the configs that stand for them."""
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+from purekv.config import PureKVConfig
+from purekv.errors import PureKVError
+from purekv.scoring import SCORERS
+
+# Published methods that are a scorer and something else.
+ALIASES: dict[str, dict[str, Any]] = {}
+
+
+def method_names() -> list[str]:
+    return [*SCORERS, *ALIASES]
+
+
+def method_settings(name: str) -> dict[str, Any]:
+    """The config fields that make up a method.
+
+    Raises:
+        PureKVError: an unknown name; the message lists the known ones.
+    """
+    if name in ALIASES:
+        return dict(ALIASES[name])
+    if name not in SCORERS:
+        raise PureKVError(f"method {name!r} is unknown; methods are {', '.join(method_names())}")
+    return {"scorer": name}
+
+
+def method_name(config: PureKVConfig) -> str:
+    """The inverse: a published method's name if the config is one's, else the scorer's."""
+    for name, settings in ALIASES.items():
+        if all(getattr(config, field) == value for field, value in settings.items()):
+            return name
+    return config.scorer
+
+
+def make_configs(
+    methods: Sequence[str],
+    budgets: Sequence[float | int],
+    prefills: Sequence[str] = ("dense",),
+    evicts: Sequence[str] = ("post",),
+    **settings: Any,
+) -> list[PureKVConfig]:
+    """Every method with every budget, prefill and way to evict.
+
+    A budget of 1.0 with dense prefill is the full cache, which an evaluation asks anyway: left out.
+    """
+    configs = []
+    for name, prefill, evict, budget in product(methods, prefills, evicts, budgets):
+        config = PureKVConfig(
+            budget=budget, prefill=prefill, evict=evict, **{**settings, **method_settings(name)}
+        )
+        if (budget, prefill) != (1.0, "dense") and config not in configs:
+            configs.append(config)
+    return configs

@@ -1,0 +1,119 @@
+"""Records of samples to rows of a table, with intervals that a sceptic would accept."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from purekv.config import PureKVConfig
+from purekv.evals.methods import method_name
+from purekv.evals.metrics import accuracy_interval, mcnemar, retention_interval
+from purekv.evals.samples import Sample
+from purekv.evals.suite import Record
+
+FULL = "full"
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """One turn of one sample."""
+
+    category: str
+    turn: int
+    media: str
+    cluster: str
+    right: bool
+    full_right: bool
+    kl: float
+    agreement: float
+
+
+def summarise(
+    samples: Sequence[Sample],
+    records: Mapping[str, Record],
+    configs: Sequence[PureKVConfig],
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """A row for the full cache, then one for each config; plain JSON types.
+
+    Over the samples that have a record and were not skipped. `accuracy` is over the answers to all
+    turns, `first_turn` and `second_turn` (all later turns) hold them apart; `ci95` is Wilson's for
+    answers clustered by media, `retention` the accuracy over the full cache's with a bootstrap over
+    media, `mcnemar_p` an exact paired test against the full cache, `kl` and `agreement` compare the
+    next-token distributions along the gold answers with the full cache's.
+
+    Args:
+        seed: of the bootstrap.
+    """
+    asked = [(s, records[s.id]) for s in samples if s.id in records and not records[s.id].skipped]
+    return [_row(asked, number, config, seed) for number, config in enumerate([None, *configs])]
+
+
+def _row(
+    asked: Sequence[tuple[Sample, Record]], number: int, config: PureKVConfig | None, seed: int
+) -> dict[str, Any]:
+    answers = []
+    for sample, record in asked:
+        ours, full = record.outcomes[number], record.outcomes[0]
+        columns = zip(sample.turns, ours.right, full.right, ours.kl, ours.agreement, strict=True)
+        for place, (turn, right, full_right, kl, agreement) in enumerate(columns, 1):
+            answers.append(
+                _Answer(
+                    turn.category,
+                    place,
+                    sample.media,
+                    sample.cluster,
+                    right,
+                    full_right,
+                    kl,
+                    agreement,
+                )
+            )
+    count = max(1, len(asked))
+    later = [answer for answer in answers if answer.turn > 1]
+    row: dict[str, Any] = {
+        "what": "quality",
+        "method": method_name(config) if config else FULL,
+        "prefill": config.prefill if config else "dense",
+        "evict": config.evict if config else None,
+        "first_token": config.first_token if config else "exact",
+        "budget": config.budget if config else 1.0,
+        "source_layers": config.source_layers if config else None,
+        "tokens": round(sum(record.visual_tokens for _, record in asked) / count),
+        "samples": len(asked),
+        **_part(answers, seed),
+        "mcnemar_p": mcnemar([a.right for a in answers], [a.full_right for a in answers]),
+        "kl": _mean([answer.kl for answer in answers]),
+        "agreement": _mean([answer.agreement for answer in answers]),
+        "kv_bytes": round(sum(record.outcomes[number].kv_bytes for _, record in asked) / count),
+        "first_turn": _part([answer for answer in answers if answer.turn == 1], seed),
+        "second_turn": _part(later, seed) if later else None,
+    }
+    keys: dict[str, Callable[[_Answer], str]] = {
+        "category": lambda answer: answer.category,
+        "turn": lambda answer: str(answer.turn),
+        "media": lambda answer: answer.media,
+    }
+    for name, key in keys.items():
+        parts: dict[str, list[_Answer]] = defaultdict(list)
+        for answer in answers:
+            parts[key(answer)].append(answer)
+        row[f"by_{name}"] = {value: _part(part, seed) for value, part in sorted(parts.items())}
+    return row
+
+
+def _part(answers: Sequence[_Answer], seed: int) -> dict[str, Any]:
+    ours, full = [a.right for a in answers], [a.full_right for a in answers]
+    clusters = [answer.cluster for answer in answers]
+    retention, low, high = retention_interval(ours, full, clusters, seed=seed)
+    return {
+        "n": len(answers),
+        "accuracy": _mean(ours),
+        "ci95": list(accuracy_interval(ours, clusters)),
+        "retention": retention,
+        "retention_ci95": None if retention is None else [low, high],
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(1, len(values))

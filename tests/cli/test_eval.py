@@ -1,0 +1,131 @@
+"""`purekv eval`: the contract's rows, runs that are killed and go on, bad input."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from purekv.evals.store import Store
+from tests.media.clips import write_video
+
+ROW = {
+    "method", "prefill", "evict", "budget", "n", "accuracy", "ci95", "second_turn", "retention",
+    "mcnemar_p", "kl", "by_category", "kv_bytes", "prefill_s", "decode_tok_s",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    lines = []
+    for number in range(6):
+        write_video(folder / f"{number}.mp4", num_frames=24 + 24 * (number % 2))
+        turns = [
+            {"question": f"what is {number}?", "answer": "a cat", "category": "open"},
+            {"question": "which?", "answer": "B", "choices": ["red", "green"]},
+        ]
+        lines.append({"id": number, "video": f"{number}.mp4", "turns": turns[: 1 + number % 2]})
+    (folder / "broken.mp4").write_bytes(b"not a video")
+    lines.insert(2, {"id": "bad", "video": "broken.mp4", "turns": turns})
+    (folder / "data.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def words(checkpoint: Path, data: Path) -> list[object]:
+    return [
+        "eval", "--model", checkpoint, "--data", data, "--methods", "clie,streaming",
+        "--budgets", "1.0,0.5,0.25", "--batch", "2",
+    ]  # fmt: skip
+
+
+def test_rows_are_the_contracts(cli, words) -> None:
+    code, out, err = cli(*words, "--speed-samples", "1", "--json")
+    assert code == 0
+    result = json.loads(out)
+    names = [(row["method"], row["budget"]) for row in result["rows"]]
+    assert names == [
+        ("full", 1.0), ("clie", 0.5), ("clie", 0.25), ("streaming", 0.5), ("streaming", 0.25)
+    ]  # fmt: skip
+    for row in result["rows"]:
+        assert row.keys() >= ROW
+        assert (row["n"], row["samples"], row["second_turn"]["n"]) == (9, 6, 3)
+        assert row["prefill_s"] > 0
+    full, half, quarter = (row["kv_bytes"] for row in result["rows"][:3])
+    assert full > half > quarter
+    assert {"device", "torch", "transformers"} <= result.keys()
+    (skipped,) = result["skipped"]
+    assert skipped["id"] == "bad"
+    assert "skipped sample bad: " in err
+    code, out, _ = cli(*words, "--speed-samples", "0")
+    assert code == 0
+    assert "streaming" in out
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(cli, words, tmp_path, monkeypatch) -> None:
+    words = [*words, "--speed-samples", "0"]
+    assert cli(*words, "--out", tmp_path / "whole")[0] == 0
+    add, calls = Store.add, []
+
+    def killed(self, records):
+        add(self, records)
+        calls.append(len(self.records))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "add", killed)
+        assert cli(*words, "--out", tmp_path / "broken")[0] == 130
+    log = tmp_path / "broken" / "samples.jsonl"
+    assert 0 < len(log.read_text().splitlines()) < 7
+    assert not (tmp_path / "broken" / "results.json").exists()
+    log.write_text(log.read_text()[:-20])  # killed while it wrote a line
+    code, _, err = cli(*words, "--out", tmp_path / "broken")
+    assert code == 2
+    assert "--resume" in err
+    code, _, err = cli(*words, "--out", tmp_path / "broken", "--resume", "--seed", "5")
+    assert code == 2
+    assert "another seed" in err
+    assert cli(*words, "--out", tmp_path / "broken", "--resume")[0] == 0
+    for name in ("samples.jsonl", "results.json", "run.json"):
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert cli(*words, "--out", tmp_path / "whole", "--resume")[0] == 0  # nothing left to ask
+
+
+def test_a_limit_picks_by_seed(cli, words) -> None:
+    def n(*more: object) -> list[int]:
+        code, out, _ = cli(*words, "--speed-samples", "0", "--json", *more)
+        assert code == 0
+        result = json.loads(out)
+        return [row["samples"] + len(result["skipped"]) for row in result["rows"]]
+
+    assert set(n("--limit", "3")) == {3}
+
+
+@pytest.mark.parametrize(
+    ("more", "fix"),
+    [
+        (["--methods", "clie,magic"], "methods are clie"),
+        (["--budgets", "1.5"], "share in (0, 1]"),
+        (["--budgets", "x"], "not a number"),
+        (["--prefill", "sparse"], "prefill='sparse' is not available"),
+        (["--data", "nowhere.jsonl"], "not found"),
+        (["--limit", "0"], "at least 1"),
+        (["--resume"], "--out"),
+        (["--source-layers", "99"], "does not exist"),
+    ],
+)
+def test_bad_input_is_named_before_the_model_loads(cli, words, more, fix, monkeypatch) -> None:
+    monkeypatch.setattr("purekv.loading.Checkpoint.model", lambda *a, **k: pytest.fail("loaded"))
+    code, out, err = cli(*words, *more)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith("error:")
+    assert fix in err
+
+
+def test_nothing_to_ask_is_an_error(cli, words, data, tmp_path) -> None:
+    line = (data / "data.jsonl").read_text().splitlines()[2]
+    (tmp_path / "data.jsonl").write_text(line)
+    code, _, err = cli(*words, "--data", tmp_path / "data.jsonl")
+    assert code == 2
+    assert "none of the 1 samples" in err
