@@ -18,25 +18,23 @@ import torch
 from purekv.reference.data import write_video
 from purekv.reference.questions import conversation
 from purekv.reference.render import ASSETS, Renderer, pack
-from purekv.reference.scene import Background, Scene, make_scene
+from purekv.reference.scene import Background, Camera, Scene, make_scene
 
 SLOWDOWN = 4  # frames of the clip for each of the scene
-FRAMES, SIZE, CRF = 20, 280, 18
+FRAMES, SIZE, QUANTISER = 20, 280, 20
 ASKED = ("code", "colour", "direction", "order", "count")
 # Footage at full height, three of its frames for each of the scene's, a camera that stands still.
-WINDOW, STRIDE, STILL = 156, 2, (2, 1)
+WINDOW, STRIDE = 156, 2
 
 
 def make(seed: int) -> tuple[Scene, list[dict[str, str]]] | None:
     scene = make_scene(seed, 0, FRAMES, SIZE, kind="footage")
-    moving = sum(thing.direction is not None for thing in scene.things)
-    spans = [thing.stop - thing.start for thing in scene.things]
-    if len(scene.things) != 3 or moving != 2 or min(spans) < 8 or scene.plate.stop > 14:
+    if len(scene.things) != 4 or scene.of_role("board"):
         return None
     start, left = scene.background.params[2] % 60, scene.background.params[3] % 280
-    params = (WINDOW, STRIDE, start, left, STILL[0], 0, STILL[1], 0)
-    scene = replace(scene, background=Background("footage", params))
-    turns = conversation(scene, np.random.default_rng(seed), ASKED, style="full")
+    params = (WINDOW, STRIDE, start, left, 0, 0, 0, 0)
+    scene = replace(scene, background=Background("footage", params), camera=Camera())
+    turns = conversation([scene], np.random.default_rng(seed), ASKED)
     if turns is None:
         return None
     return scene, [
@@ -62,7 +60,7 @@ def main(seed: int) -> None:
     renderer = Renderer()
     phases = [renderer(pack([between(scene, step)]))[0] for step in range(SLOWDOWN)]
     pixels = torch.stack(phases, 1).flatten(0, 1).permute(0, 2, 3, 1).numpy()
-    write_video(ASSETS / "sample.mp4", pixels, rate=2 * SLOWDOWN, crf=CRF)
+    write_video(ASSETS / "sample.mp4", pixels, rate=2 * SLOWDOWN, quantiser=QUANTISER)
     (ASSETS / "sample.json").write_text(json.dumps({"seed": seed, "turns": turns}, indent=1) + "\n")
     print(f"seed {seed}", *turns, sep="\n")
 
