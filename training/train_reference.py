@@ -125,7 +125,8 @@ PLACE_BINS = 5
 HEADS = {
     "shape": 1 + len(SHAPES), "left": 1 + len(GLYPHS), "right": 1 + len(GLYPHS),
     "colour": len(COLOURS), "motion": 1 + len(DIRECTIONS), "plate": len(PALETTES), "tens": 10,
-    "ones": 10, "x": PLACE_BINS, "y": PLACE_BINS,
+    "ones": 10, "letter": 1 + len(GLYPHS), "digit": 1 + len(GLYPHS), "x": PLACE_BINS,
+    "y": PLACE_BINS,
 }  # fmt: skip
 
 
@@ -264,7 +265,7 @@ class Run:
         """Visual embeddings [B * count, N, 576] and what each token shows."""
         pixels, owners = self.renderer.render(batch.packed)
         noise = None
-        if train:  # half of the batches look as if a codec had touched them
+        if train:  # most of the batches look as if a codec had touched them
             noise = torch.rand((), device=self.device) * 6 if np.random.rand() < 0.6 else None
         with torch.no_grad():
             patches = patchify(pixels, noise).to(self.dtype)
@@ -302,8 +303,9 @@ class Run:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross entropy of each token's own labels, and their accuracies."""
         things = batch.packed.things.to(self.device, non_blocking=True)
-        thing, text, left, right = (
-            owner.flatten(1) for owner in (owners.thing, owners.text, owners.left, owners.right)
+        names = ("thing", "text", "left", "right", "letter", "digit")
+        thing, text, left, right, letter, digit = (
+            getattr(owners, name).flatten(1) for name in names
         )
         # A character hides what is behind it.
         is_text, is_thing = text > 0, (thing > 0) & (text == 0)
@@ -343,6 +345,8 @@ class Run:
             "plate": (palette, is_text, 0.0),
             "tens": (time // 10, is_board, 0.0),
             "ones": (time % 10, is_board, 0.0),
+            "letter": (letter, letter > 0, 0.0),  # of which entry a character is a part
+            "digit": (digit, digit > 0, 0.0),
             "x": (place_x, owned, 0.02),
             "y": (place_y, owned, 0.02),
         }

@@ -140,6 +140,8 @@ class Owners:
     text: Tensor  # 0 nothing, n + 1: a character's centre of text n of `Packed.texts`
     left: Tensor  # glyph number + 1 of that character, 0 for none
     right: Tensor  # of a second character in the same token
+    letter: Tensor  # glyph numbers + 1 of the label of a page's entry, 0 for none
+    digit: Tensor
 
 
 class Renderer:
@@ -203,7 +205,7 @@ class Renderer:
         enough = 100 * (2 if frames > 1 else 1)
         owners = Owners(
             torch.where(most >= enough, owner + 1, 0).view(shape),
-            *(torch.zeros(shape, dtype=torch.long, device=self.device) for _ in range(3)),
+            *(torch.zeros(shape, dtype=torch.long, device=self.device) for _ in range(5)),
         )
         for number, texts in enumerate(packed.texts):
             index, colour = self._text(packed, texts)
@@ -383,6 +385,11 @@ class Renderer:
         for target, chosen in ((owners.left, shown & ~second), (owners.right, shown & second)):
             target.view(-1)[token.expand_as(glyph)[chosen]] = glyph[chosen] + 1
         owners.text.view(-1)[token.expand_as(glyph)[shown]] = number + 1
+        if texts.role == "page":
+            pitch = s.ENTRY + s.GAP
+            for offset, target in enumerate((owners.letter, owners.digit)):
+                label = texts.table[b, state, row, column // pitch * pitch + offset]
+                target.view(-1)[token.expand_as(glyph)[shown]] = label[shown] + 1
 
     @staticmethod
     def _jumps(packed: Packed, role: str = "", each: int = 2) -> list[Tensor]:

@@ -56,6 +56,7 @@ PALETTES = {  # plate, text
 SIGN_COLOURS = tuple(PALETTES)[:6]
 MAX_THINGS, MAX_SIGNS = 7, 3
 LARGEST = 56  # pixels of a thing
+ENTRY, GAP = 7, 2  # characters of a page's entry, "K7 H2N4", and between two in a line
 MARGIN = 4  # pixels of plate around a text
 _GAP = 6  # pixels kept free between two things that share a frame
 _EDGE = 3  # pixels kept free at the border of a frame
@@ -236,10 +237,9 @@ def make_pages(
     pages = []
     for _ in range(count):
         room = size - 2 * MARGIN - 2 * _EDGE
-        entry = 7  # characters: label, space, code
-        width = min(_between(rng, rules.character), room // entry)
+        width = min(_between(rng, rules.character), room // ENTRY)
         height = max(TOKEN, width * 7 // 6 + 4) + int(rng.integers(0, 5))
-        fit = (room // width + 2) // (entry + 2)  # with two spaces between columns
+        fit = (room // width + GAP) // (ENTRY + GAP)
         columns = min(fit, int(rng.integers(1, rules.columns + 1)))
         most = min(room // height, len(labels) // count // columns)
         lines = int(rng.integers(max(2, most // 2), most + 1))
