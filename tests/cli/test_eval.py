@@ -34,7 +34,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def words(checkpoint: Path, data: Path) -> list[object]:
     return [
-        "eval", "--model", checkpoint, "--data", data, "--methods", "clie,streaming",
+        "eval", "--model", checkpoint, "--data", data, "--methods", "clie,streaming,frames",
         "--budgets", "1.0,0.5,0.25", "--batch", "2",
     ]  # fmt: skip
 
@@ -45,7 +45,8 @@ def test_rows_are_the_contracts(cli, words) -> None:
     result = json.loads(out)
     names = [(row["method"], row["budget"]) for row in result["rows"]]
     assert names == [
-        ("full", 1.0), ("clie", 0.5), ("clie", 0.25), ("streaming", 0.5), ("streaming", 0.25)
+        ("full", 1.0), ("clie", 0.5), ("clie", 0.25), ("streaming", 0.5), ("streaming", 0.25),
+        ("frames", 0.5), ("frames", 0.25),
     ]  # fmt: skip
     for row in result["rows"]:
         assert row.keys() >= ROW

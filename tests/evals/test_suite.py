@@ -20,6 +20,7 @@ from purekv.evals import (
     prepare_samples,
     summarise,
 )
+from purekv.evals.frames import FewerFrames
 from purekv.media import Clip
 from tests.core.prompts import pixels
 from tests.tiny import tiny_model, tiny_processor
@@ -206,3 +207,28 @@ def test_nothing_right_has_no_retention(samples):
     records = {s.id: Record(s.id, 6, 1, (outcome([False] * len(s.turns)),)) for s in samples}
     (row,) = summarise(samples, records, [])
     assert (row["accuracy"], row["retention"], row["retention_ci95"]) == (0.0, None, None)
+
+
+def test_fewer_frames_are_what_a_plain_model_says_of_them(samples):
+    method = FewerFrames(0.5)
+    records = ask(samples, [method])
+    model, processor = tiny_model(), tiny_processor()
+    for sample in samples:
+        media = method.thin(from_memory(sample))
+        assert [len(clip.frames) for clip in media.videos] == [
+            max(2, 2 * round(size[0] / 4)) for size in KINDS[int(sample.id)][0]
+        ]
+        batch = prepare_samples(model, processor, [sample], [media])
+        full, ours = records[sample.id].outcomes
+        assert ours.answers == answer_samples(model, processor, batch)[0].texts
+        if sample.videos:
+            assert ours.kv_bytes < full.kv_bytes
+
+
+def test_chosen_frames_are_spread_over_the_whole_clip():
+    frames = np.arange(20)[:, None, None, None]
+    clip = FewerFrames(0.2).thin(Media(videos=(Clip(frames, 2.0),))).videos[0]
+    assert clip.frames.ravel().tolist() == [2, 7, 12, 17]
+    assert clip.fps == pytest.approx(0.4)
+    with pytest.raises(PureKVError, match="share"):
+        FewerFrames(200)

@@ -111,11 +111,11 @@ def evaluate(
 
     purekv eval --data DIR --methods clie,snapkv,h2o --budgets 1.0,0.2,0.1 --out RESULTS
     """
-    from purekv import PureKVError
+    from purekv import PureKVConfig, PureKVError
     from purekv.cli import tables
     from purekv.cli.quiet import quiet
     from purekv.evals import evaluate as ask
-    from purekv.evals import make_configs, summarise
+    from purekv.evals import make_methods, summarise
     from purekv.evals.speed import measure_speed
     from purekv.evals.store import Store
     from purekv.loading import Checkpoint, find_device, fingerprint
@@ -128,11 +128,11 @@ def evaluate(
             raise PureKVError(f"{name}={value}; it must be at least {least}")
     if resume and out is None:
         raise PureKVError("--resume goes on in a folder; name it with --out")
-    configs = make_configs(
+    configs = make_methods(
         _words(methods),
         [parse_budget(word) for word in _words(budgets)],
-        _words(prefill),
-        _words(evict),
+        prefills=_words(prefill),
+        evicts=_words(evict),
         first_token=first_token,
         source_layers=parse_source_layers(source_layers),
         window=parse_window(window),
@@ -150,7 +150,8 @@ def evaluate(
     checkpoint = Checkpoint.find(model)
     num_layers = checkpoint.config.get_text_config().num_hidden_layers
     for config in configs:
-        make_scorer(config.scorer, config.source_layers, num_layers)
+        if isinstance(config, PureKVConfig):
+            make_scorer(config.scorer, config.source_layers, num_layers)
     processor = checkpoint.processor()
     with step("loading the model"):
         loaded = checkpoint.model(device=device, dtype=dtype)

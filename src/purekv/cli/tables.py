@@ -96,9 +96,9 @@ def show_evaluation(rows: list[dict[str, Any]]) -> None:
             table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         later = row["second_turn"]
-        name = (" ".join([row["method"], *_unusual(row)]), f"{row['budget']:g}")
+        label = (" ".join([row["method"], *_unusual(row)]), f"{row['budget']:g}")
         quality.add_row(
-            *name,
+            *label,
             str(row["n"]),
             _share(row["accuracy"], row["ci95"]),
             _share(row["retention"], row["retention_ci95"]),
@@ -107,7 +107,7 @@ def show_evaluation(rows: list[dict[str, Any]]) -> None:
             f"{row['kl']:.3g}",
         )
         cost.add_row(
-            *name,
+            *label,
             f"{row['kv_bytes'] / _MIB:.1f}",
             f"{row['prefill_s']:.2f}" if "prefill_s" in row else "-",
             f"{row['decode_tok_s']:.1f}" if "decode_tok_s" in row else "-",

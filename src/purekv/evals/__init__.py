@@ -1,7 +1,7 @@
 """Asking a model questions about a data set, and counting what it got right."""
 
 from purekv.evals.answering import Batch, Media, Row, answer_samples, prepare_samples, read_media
-from purekv.evals.methods import make_configs, method_name, method_names
+from purekv.evals.methods import make_configs, make_methods, method_name, method_names
 from purekv.evals.metrics import (
     accuracy_interval,
     chosen_letter,
@@ -31,6 +31,7 @@ __all__ = [
     "evaluate",
     "exact_match",
     "make_configs",
+    "make_methods",
     "mcnemar",
     "method_name",
     "method_names",

@@ -9,8 +9,9 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from purekv.attach import Run
-from purekv.config import PureKVConfig
-from purekv.evals.answering import prepare_samples
+from purekv.evals.answering import prepare_samples, read_media
+from purekv.evals.frames import FewerFrames
+from purekv.evals.methods import Method
 from purekv.evals.samples import Sample
 from purekv.timing import PhaseTimer
 
@@ -22,7 +23,7 @@ def measure_speed(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     samples: Sequence[Sample],
-    configs: Sequence[PureKVConfig],
+    configs: Sequence[Method],
 ) -> list[dict[str, float]]:
     """Medians over samples, one at a time, of runs that share nothing: `prefill_s` (the vision
     tower apart; scoring, eviction and the tail that runs again included) and `decode_tok_s`.
@@ -32,12 +33,18 @@ def measure_speed(
     """
     times: list[list[dict[str, float]]] = [[] for _ in range(1 + len(configs))]
     for round_, sample in enumerate([samples[0], *samples]):
-        batch = prepare_samples(model, processor, [sample])
+        media = read_media(processor, sample)
+        whole = prepare_samples(model, processor, [sample], [media]).inputs
         for number, config in enumerate([None, *configs]):
-            attached: Any = Run(config, model) if config else nullcontext()
+            inputs = whole
+            attached: Any = nullcontext()
+            if isinstance(config, FewerFrames):
+                inputs = prepare_samples(model, processor, [sample], [config.thin(media)]).inputs
+            elif config is not None:
+                attached = Run(config, model)
             with attached, PhaseTimer(model) as timer:
                 model.generate(
-                    **batch.inputs,
+                    **inputs,
                     max_new_tokens=NEW_TOKENS,
                     min_new_tokens=NEW_TOKENS,
                     do_sample=False,

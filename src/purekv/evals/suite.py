@@ -16,7 +16,6 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from purekv.attach import Run
 from purekv.cache import cache_bytes
-from purekv.config import PureKVConfig
 from purekv.errors import PureKVError
 from purekv.evals.answering import (
     Batch,
@@ -27,6 +26,8 @@ from purekv.evals.answering import (
     prepare_samples,
     read_media,
 )
+from purekv.evals.frames import FewerFrames
+from purekv.evals.methods import Method
 from purekv.evals.samples import Sample
 from purekv.evals.shared import SharedPrefill
 
@@ -73,7 +74,7 @@ def evaluate(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     samples: Sequence[Sample],
-    configs: Sequence[PureKVConfig],
+    configs: Sequence[Method],
     *,
     batch_size: int = 8,
     rows_at_once: int | None = None,
@@ -166,7 +167,7 @@ class _Asking:
         self,
         model: PreTrainedModel,
         processor: ProcessorMixin,
-        configs: Sequence[PureKVConfig],
+        configs: Sequence[Method],
         rows_at_once: int,
     ) -> None:
         self.model, self.processor = model, processor
@@ -193,7 +194,7 @@ class _Asking:
             for k, (sample, row) in enumerate(zip(group.samples, rows, strict=True)):
                 outcomes[k][number] = _outcome(sample, row, full[k], kv_bytes)
 
-        configs = [self.configs[number] for number in self.shared]
+        configs: list[Any] = [self.configs[number] for number in self.shared]
         with SharedPrefill(configs, self.model, self.rows_at_once) as run:
             stacks = run.stacks(batch.inputs)
             visual_tokens = run.report.visual_tokens
@@ -206,7 +207,15 @@ class _Asking:
                     full = full or ours  # the full cache comes first
                     take(0 if member is None else 1 + self.shared[member], ours, kv_bytes)
         for number, config in enumerate(self.configs):
-            if number not in self.shared:
+            if isinstance(config, FewerFrames):
+                media = [config.thin(one) for one in group.media]
+                fewer = prepare_samples(self.model, self.processor, group.samples, media)
+                with SharedPrefill([], self.model) as plain:
+                    (stack,) = plain.stacks(fewer.inputs)
+                    kv_bytes = cache_bytes(stack.cache) // size
+                    rows = answer_samples(self.model, self.processor, fewer, stack, force=True)
+                take(1 + number, rows, kv_bytes)
+            elif number not in self.shared:
                 with Run(config, self.model) as alone:
                     rows = answer_samples(self.model, self.processor, batch, force=True)
                     take(1 + number, rows, alone.report.kv_bytes_kept // size)
@@ -221,7 +230,7 @@ class _Asking:
         ]
 
 
-def _shares_prefill(config: PureKVConfig) -> bool:
+def _shares_prefill(config: Method) -> bool:
     """Whether `SharedPrefill` can serve it: its prefill is the dense one, to the last layer."""
     settings = (config.prefill, config.evict, config.first_token)
     return settings == ("dense", "post", "compressed")

@@ -5,8 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from purekv.config import PureKVConfig
-from purekv.evals.methods import method_name
+from purekv.evals.methods import Method, method_name
 from purekv.evals.metrics import accuracy_interval, mcnemar, retention_interval
 from purekv.evals.samples import Sample
 from purekv.evals.suite import Record
@@ -31,7 +30,7 @@ class _Answer:
 def summarise(
     samples: Sequence[Sample],
     records: Mapping[str, Record],
-    configs: Sequence[PureKVConfig],
+    configs: Sequence[Method],
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """A row for the full cache, then one for each config; plain JSON types.
@@ -50,7 +49,7 @@ def summarise(
 
 
 def _row(
-    asked: Sequence[tuple[Sample, Record]], number: int, config: PureKVConfig | None, seed: int
+    asked: Sequence[tuple[Sample, Record]], number: int, config: Method | None, seed: int
 ) -> dict[str, Any]:
     answers = []
     for sample, record in asked:
