@@ -1,4 +1,4 @@
-"""The highest memory use while a block of code runs."""
+"""The highest memory use while a block of code runs, and what is left."""
 
 import resource
 import sys
@@ -9,6 +9,8 @@ import torch
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 class PeakMemory:
@@ -46,6 +48,23 @@ class PeakMemory:
             self.bytes = sum(torch.cuda.max_memory_allocated(index) for index in devices)
         else:
             self.bytes = _resident_peak()
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes that can still be allocated on the device; None where the system does not say."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + held
+    limits = []
+    if _MEMINFO.exists():
+        for line in _MEMINFO.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                limits.append(int(line.split()[1]) * 1024)
+    limit, used = _CGROUP / "memory.max", _CGROUP / "memory.current"  # of a container
+    if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
+        limits.append(max(0, int(most) - int(used.read_text())))
+    return min(limits, default=None)
 
 
 def _reset_resident_peak() -> None:

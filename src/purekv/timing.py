@@ -61,7 +61,7 @@ class PhaseTimer:
     def seconds(self) -> dict[str, float]:
         """Seconds per phase so far. Waits for the device once."""
         total = {
-            name: sum(_elapsed(start, stop) for start, stop in intervals)
+            name: sum(elapsed(start, stop) for start, stop in intervals)
             for name, intervals in self._intervals.items()
         }
         return {
@@ -102,7 +102,11 @@ def _query_length(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
 
 
 def _stamp(module: nn.Module) -> Stamp:
-    device = next(module.parameters()).device
+    return stamp(next(module.parameters()).device)
+
+
+def stamp(device: torch.device) -> Stamp:
+    """Now, as work queued on the device sees it."""
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -110,7 +114,8 @@ def _stamp(module: nn.Module) -> Stamp:
     return event
 
 
-def _elapsed(start: Any, stop: Any) -> float:
+def elapsed(start: Any, stop: Any) -> float:
+    """Seconds between two stamps of one device. Waits for the later one."""
     if isinstance(start, float):
         return float(stop - start)
     stop.synchronize()
