@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from purekv.cli import evaluate, reference, run
+from purekv.cli import bench, evaluate, reference, run
 from purekv.cli.arguments import ManyValues
 
 app = typer.Typer(
@@ -16,6 +16,7 @@ app = typer.Typer(
 )
 app.command("run", cls=ManyValues)(run.run)
 app.command("eval")(evaluate.evaluate)
+app.command("bench")(bench.bench)
 app.add_typer(reference.app, name="reference")
 
 

@@ -52,6 +52,23 @@ def parse_source_layers(text: str) -> str | tuple[int, ...]:
     return tuple(_integer(word, hint) for word in text.split(","))
 
 
+def parse_words(name: str, text: str) -> list[str]:
+    """ "clie,snapkv"; the name is the option's."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
+        raise PureKVError(f"{name}={text!r} is empty; give one or more, separated by commas")
+    return words
+
+
+def parse_counts(name: str, text: str) -> list[int]:
+    """ "1000,4000"; the name is the option's."""
+    hint = f"{name}={text!r}; write numbers of 1 or more, such as 1000,4000"
+    counts = [_integer(word, hint) for word in parse_words(name, text)]
+    if min(counts) < 1:
+        raise PureKVError(hint)
+    return counts
+
+
 def _integer(text: str, hint: str) -> int:
     try:
         return int(text)
