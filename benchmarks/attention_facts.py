@@ -13,90 +13,41 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from common import RESULTS, settings, write_results
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from purekv import PureKVConfig
-from purekv.attach import Run
 from purekv.evals import Sample, prepare_samples, read_samples
+from purekv.inspect.agreement import (
+    best,
+    held,
+    held_by_source,
+    serving_layers,
+    spearman,
+    standard_ranks,
+)
+from purekv.inspect.collect import Recorder, Recording
 from purekv.loading import DTYPES, Checkpoint
-from purekv.prefill import Prefill
 from purekv.reference import default_checkpoint, write_dataset
+from purekv.reference.data import Geometry
 from purekv.scoring import make_scorer
-from purekv.window import observation_window, window_attention
 
 BUDGETS = {"20": 0.2, "10": 0.1, "5": 0.05}
 WHATS = ("recall", "mass")
-WINDOWS = ("question", 1)  # all text behind the last visual token; the last prompt token
 SINK = 10  # a sink receives more than this many times the uniform share, 1 / prompt tokens
 
 # Shapes: L layers, H query heads, G KV heads, S positions, V visual tokens.
 
 
-@dataclass(frozen=True)
-class Recording:
-    """What one prefill's attention saw."""
-
-    question: Tensor
-    """[L, H, S]; mean attention of the question's tokens."""
-    last: Tensor
-    """[L, H, S]; attention of the last prompt token."""
-    norm: Tensor
-    """[L, G, S]; L2 norm of the values."""
-    is_visual: Tensor
-    """bool [S]"""
-    is_tail: Tensor
-    """bool [S]; the question's tokens."""
-
-    @property
-    def own(self) -> Tensor:
-        """[L, G, V]; the question's visual attention, mean over the query heads of a KV head."""
-        groups = self.norm.shape[1]
-        return self.question.unflatten(1, (groups, -1)).mean(2)[..., self.is_visual]
-
-
-class Recorder(Run):
-    """A run that evicts nothing and records every layer. Batches of one."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__(PureKVConfig(budget=1.0), model)
-
-    def _before_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        super()._before_model(module, args, kwargs)
-        self._layers: list[tuple[Tensor, ...]] = []
-
-    def _evict(
-        self,
-        prefill: Prefill,
-        layer_idx: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scaling: float,
-    ) -> None:
-        super()._evict(prefill, layer_idx, query, key, value, scaling)
-        self._layout = layout = prefill.layout.to(key.device)
-        norm = torch.linalg.vector_norm(value[0], dim=-1, dtype=torch.float32)
-        windows = (observation_window(prefill.layout, kind).to(key.device) for kind in WINDOWS)
-        rows = (window_attention(query, key, scaling, w, layout.is_token) for w in windows)
-        self._layers.append((*(row[0].flatten(0, 1) for row in rows), norm))
-
-    def record(self, inputs: dict[str, Tensor]) -> Recording:
-        self._model.generate(**inputs, max_new_tokens=1, do_sample=False)
-        parts = (torch.stack(part) for part in zip(*self._layers, strict=True))
-        return Recording(*parts, self._layout.is_visual[0], self._layout.is_tail[0])
-
-
 def layer_facts(r: Recording) -> dict[str, Tensor]:
     """Tensors [L], or [L, heads] where heads are apart."""
-    mean = r.question.mean(1)  # [L, S], over heads
+    mean = r.window.mean(1)  # [L, S], over heads
     seen = mean[:, r.is_visual]
     before = ~r.is_visual & ~r.is_tail
     peak, where = mean.max(-1)
@@ -104,12 +55,12 @@ def layer_facts(r: Recording) -> dict[str, Tensor]:
     norm = r.norm[..., r.is_visual]
     median = norm.median(-1).values
     return {
-        "visual_mass": r.question[..., r.is_visual].sum(-1),
+        "visual_mass": r.window[..., r.is_visual].sum(-1),
         "visual_mass_last": r.last[..., r.is_visual].sum(-1),
-        "first_token_mass": r.question[..., 0],
+        "first_token_mass": r.window[..., 0],
         "first_token_mass_last": r.last[..., 0],
-        "text_before_mass": r.question[..., before].sum(-1),
-        "question_mass": r.question[..., r.is_tail].sum(-1),
+        "text_before_mass": r.window[..., before].sum(-1),
+        "question_mass": r.window[..., r.is_tail].sum(-1),
         "visual_over_text_before": seen.mean(-1) / mean[:, before].mean(-1),
         "peak": peak,
         "peak_is_first": (where == 0).float(),
@@ -120,7 +71,7 @@ def layer_facts(r: Recording) -> dict[str, Tensor]:
         "top_fifth_of_mass": largest_share(seen, 0.2),
         "half_of_mass_on": share_holding(seen, 0.5),
         "most_of_mass_on": share_holding(seen, 0.9),
-        "most_of_mass_on_in_a_head": share_holding(r.question[..., r.is_visual], 0.9),
+        "most_of_mass_on_in_a_head": share_holding(r.window[..., r.is_visual], 0.9),
         "norm_cv": norm.std(-1) / norm.mean(-1),
         "norm_max": norm.max(-1).values / median,
         "norm_first_token": r.norm[..., 0] / median,
@@ -137,29 +88,16 @@ def pair_facts(r: Recording) -> dict[str, Tensor]:
     head) that the source's CLIE score keeps. `mass`: share of the target's visual attention that
     falls on what is kept.
     """
-    norm, own = r.norm[..., r.is_visual], r.own
-    source = r.question.mean(1)[:, r.is_visual]  # [L, V]
-    ranks = standard_ranks(source)
-    facts = {"spearman": ranks @ ranks.T / ranks.shape[-1]}
-    share = own / own.sum(-1, keepdim=True)
-    by_own, by_norm = ((x * norm).argsort(-1, descending=True) for x in (own, torch.ones_like(own)))
-    by_source = [(attention * norm).argsort(-1, descending=True) for attention in source]
+    norm, own, source = r.visual_norm, r.own, r.visual_attention
+    facts = {"spearman": spearman(source)}
     for name, budget in BUDGETS.items():
         k = max(1, round(budget * norm.shape[-1]))
-        best = torch.zeros_like(norm).scatter_(-1, by_own[..., :k], 1 / k)
-        for what, weight in zip(WHATS, (best, share), strict=True):
-            orders = torch.stack([*by_source, by_norm, by_own])[..., :k]
-            kept = torch.stack([weight.gather(-1, order).sum(-1).mean(1) for order in orders])
-            facts[f"{what}_{name}"] = kept[:-2]
-            facts[f"{what}_norm_{name}"], facts[f"{what}_own_{name}"] = kept[-2], kept[-1]
+        weights = (best(own * norm, k), own / own.sum(-1, keepdim=True))
+        for what, weight in zip(WHATS, weights, strict=True):
+            facts[f"{what}_{name}"] = held_by_source(weight, source, norm, k)
+            facts[f"{what}_norm_{name}"] = held(weight, norm, k)
+            facts[f"{what}_own_{name}"] = held(weight, own * norm, k)
     return facts
-
-
-def standard_ranks(x: Tensor) -> Tensor:
-    """Ranks along the last dimension, mean 0 and variance 1; a product's mean is Spearman's rho."""
-    ranks = x.argsort(-1).argsort(-1).float()
-    ranks -= ranks.mean(-1, keepdim=True)
-    return ranks / ranks.square().mean(-1, keepdim=True).sqrt()
 
 
 def share_holding(attention: Tensor, share: float) -> Tensor:
@@ -174,20 +112,18 @@ def largest_share(attention: Tensor, part: float) -> Tensor:
     return attention.topk(k, -1).values.sum(-1) / attention.sum(-1)
 
 
-def serving_layers(num_layers: int) -> list[int]:
+def default_serving(num_layers: int) -> list[int]:
     """The source that serves each layer under CLIE's defaults."""
     clie = make_scorer("clie", "auto", num_layers)
-    sources: list[int] = []
-    for layer in range(num_layers):
-        sources.append(layer if clie.observes(layer) else sources[-1])
-    return sources
+    sources = [layer for layer in range(num_layers) if clie.observes(layer)]
+    return [source or 0 for source in serving_layers(sources, num_layers)]
 
 
 def summary_facts(layers: dict[str, Tensor], pairs: dict[str, Tensor]) -> dict[str, Tensor]:
     """One number a sample: means over layers and heads, and over kinds of (source, target)."""
     facts = {name: value.nanmean() for name, value in layers.items()}
     count = len(layers["peak"])
-    serving, every = torch.tensor(serving_layers(count)), torch.arange(count)
+    serving, every = torch.tensor(default_serving(count)), torch.arange(count)
     served = every[serving != every]
     for name, value in pairs.items():
         if value.ndim == 1:
@@ -205,7 +141,7 @@ def rows_of(samples: Sequence[dict[str, Tensor]], count: int) -> Iterator[dict[s
     stacks = {
         name: np.stack([s[name].float().cpu().numpy() for s in samples]) for name in samples[0]
     }
-    serving = serving_layers(count)
+    serving = default_serving(count)
     row: dict[str, Any] = {"what": "summary", "n": len(samples), "layers": count}
     row["sources"] = [layer for layer in range(count) if serving.count(layer) > 1]
     for name, values in stacks.items():
@@ -304,9 +240,12 @@ def measure(
     model: PreTrainedModel, processor: ProcessorMixin, samples: Sequence[Sample]
 ) -> list[dict[str, Any]]:
     results = []
-    with Recorder(model) as run:
+    with Recorder(PureKVConfig(budget=1.0), model) as run:
         for done, sample in enumerate(samples, 1):
-            recording = run.record(prepare_samples(model, processor, [sample]).inputs)
+            inputs = prepare_samples(model, processor, [sample]).inputs
+            model.generate(**inputs, max_new_tokens=1, do_sample=False)
+            recording = run.recording
+            assert recording is not None
             layers, pairs = layer_facts(recording), pair_facts(recording)
             found = {f"layers.{name}": value for name, value in layers.items()}
             found |= {f"pairs.{name}": value for name, value in pairs.items()}
@@ -319,7 +258,9 @@ def measure(
 
 
 def make_samples(folder: str, a: argparse.Namespace) -> list[Sample]:
-    data = a.data or write_dataset(folder, a.n, a.seed, a.frames, a.size)
+    data = a.data or write_dataset(
+        folder, a.n, a.seed, geometry=Geometry("video", a.frames, a.size)
+    )
     return read_samples(data, limit=a.n)
 
 

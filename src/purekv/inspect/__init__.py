@@ -1,0 +1,1 @@
+"""Looking at one prompt: what each layer's attention saw, and which tokens stayed for it."""
