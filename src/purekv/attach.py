@@ -19,12 +19,14 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from purekv import families
+from purekv.allocation import ALLOCATIONS
 from purekv.attention import NAME_PREFIX, Backend
 from purekv.budget import keep_counts
-from purekv.cache import cache_bytes, is_compressed, make_evicting
+from purekv.cache import EvictingLayer, cache_bytes, is_compressed, make_evicting
 from purekv.config import PureKVConfig
 from purekv.errors import PureKVError
 from purekv.prefill import Prefill
+from purekv.ragged import RaggedLayer, settle
 from purekv.report import Report
 from purekv.rotation import Rotation
 from purekv.scoring import make_scorer
@@ -70,7 +72,9 @@ class Run:
         _refuse_sliding_layers(self._language.config)
         self._num_layers: int = self._language.config.num_hidden_layers
         self._scorer = make_scorer(config.scorer, config.source_layers, self._num_layers)
+        self._allocation = ALLOCATIONS[config.allocation]
         self._backend = Backend(self._language)
+        refuse_ragged_flash(config.allocation, self._backend.name)
         self._timer = PhaseTimer(model)
         self._name = f"{NAME_PREFIX}{id(self):x}"
         self._handles: list[RemovableHandle] = []
@@ -138,7 +142,7 @@ class Run:
         self._report = None
         if inputs.get("use_cache") is not False:
             if cache is not None:
-                make_evicting(cache, self._num_layers)
+                self._make_evicting(cache)
             layout = self._family.layout(self._model.config, inputs)
             if not any(layout.visual_tokens):
                 raise PureKVError(
@@ -147,7 +151,9 @@ class Run:
                 )
             quota = keep_counts(self.config.budget, layout)
             heads = self._language.config.num_key_value_heads
-            self._prefill = Prefill(self.config, self._scorer, layout, quota, heads)
+            self._prefill = Prefill(
+                self.config, self._scorer, self._allocation, layout, quota, self._num_layers, heads
+            )
             self._timer.reset()
 
     def _before_language_model(
@@ -157,7 +163,7 @@ class Run:
         cache = cache_in(kwargs)
         if cache is None and self._prefill is not None:
             cache = DynamicCache()
-            make_evicting(cache, self._num_layers)
+            self._make_evicting(cache)
             kwargs[CACHE] = cache
         self._cache = cache
         self._continuing = cache is not None and cache.get_seq_length() > 0
@@ -236,6 +242,7 @@ class Run:
         if prefill is None:
             return output
         assert self._cache is not None
+        settle(self._cache.layers)
         if prefill.tail is not None:
             self._rerun_tail(module, kwargs, prefill.tail, output)
         for layer in self._cache.layers:
@@ -244,7 +251,8 @@ class Run:
             "visual_tokens": list(prefill.layout.visual_tokens),
             "kept_visual_tokens": list(prefill.quota),
             "text_tokens": list(prefill.layout.text_tokens),
-            "kept_per_layer": [layer.physical_length for layer in self._cache.layers],
+            "kept_per_layer": [layer.entries_per_head for layer in self._cache.layers],
+            "longest_head_per_layer": [layer.physical_length for layer in self._cache.layers],
             "source_layers": prefill.scoring.source_layers,
             "kv_bytes_full": prefill.kv_bytes_full,
             "kv_bytes_kept": cache_bytes(self._cache),
@@ -285,6 +293,10 @@ class Run:
         self._new_tokens = None
         return again
 
+    def _make_evicting(self, cache: Cache) -> None:
+        layer_class = RaggedLayer if self._allocation.ragged else EvictingLayer
+        make_evicting(cache, self._num_layers, layer_class)
+
     def _check_continuation(self, cache: Cache, inputs: dict[str, Any]) -> None:
         if not is_compressed(cache):
             raise PureKVError(
@@ -302,6 +314,16 @@ class Run:
                 "images or videos were sent on a follow-up turn; the cache already holds the "
                 "compressed ones, so pass only input_ids and attention_mask"
             )
+
+
+def refuse_ragged_flash(allocation: str, attention: str) -> None:
+    """Raise a PureKVError for an allocation that this attention implementation cannot mask."""
+    if ALLOCATIONS[allocation].ragged and attention.startswith("flash"):
+        raise PureKVError(
+            f"allocation={allocation!r} keeps different counts in each head, which {attention} "
+            'cannot mask; load the model with attn_implementation="sdpa", or use '
+            'allocation="uniform" or "pyramid"'
+        )
 
 
 def _refuse_sliding_layers(config: Any) -> None:

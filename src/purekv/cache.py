@@ -17,36 +17,74 @@ class EvictingLayer(DynamicLayer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.evicted = 0
-        """Tokens seen that are no longer stored, padding counted as the batch counts it."""
+        self._evicted = 0
+        """Tokens seen that `keys` does not hold, padding counted as the batch counts it."""
         self.prompt_entries = 0
-        """Entries that the prefill left; those behind them are stored one for one."""
+        """Of the physical length, those that the prefill left; later ones are stored one for
+        one."""
         self._is_entry: Tensor | None = None
 
     @property
-    def physical_length(self) -> int:
+    def dense_length(self) -> int:
+        """Entries in `keys`."""
         return super().get_seq_length()
+
+    @property
+    def physical_length(self) -> int:
+        """Entries that attention meets in each head, padding included."""
+        return self.dense_length
+
+    @property
+    def entries_per_head(self) -> int:
+        """Entries stored for a head of the longest row, on average over its heads."""
+        return self.dense_length
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All that the layer stores of its tokens."""
+        return self.keys, self.values
 
     def get_seq_length(self) -> int:
         """Logical length: tokens seen, padding included."""
-        return self.physical_length + self.evicted
+        return self.dense_length + self._evicted
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.physical_length + query_length, self.evicted
+        """Entries and the position of the first, for a mask that transformers builds.
+
+        Nobody asks within a PureKV block, where masks are ours.
+
+        Raises:
+            PureKVError: such a mask would be wrong here.
+        """
+        if self._evicted and not self.maskable:
+            raise PureKVError(
+                "rows or heads of this cache keep different numbers of entries, which only "
+                "PureKV can mask; go on with it inside a PureKV block"
+            )
+        return self.dense_length + query_length, self._evicted
+
+    @property
+    def maskable(self) -> bool:
+        """Whether causality is all that a mask has to see to."""
+        return self._is_entry is None
 
     @property
     def is_entry(self) -> Tensor | None:
         """bool [B, physical length], False at padding; None if there is no padding."""
+        return self._dense_entries()
+
+    def _dense_entries(self) -> Tensor | None:
+        """bool [B, dense length], or None: what of `keys` is not padding."""
         if self._is_entry is None:
             return None
-        missing = self.physical_length - self._is_entry.shape[1]
+        missing = self.dense_length - self._is_entry.shape[1]
         return torch.nn.functional.pad(self._is_entry, (0, missing), value=True)
 
     def mark_padding(self, is_token: Tensor) -> None:
         """Say which of the newest entries are padding: bool [B, entries], False at padding."""
         is_token = is_token.to(self.keys.device)
-        entries = self.physical_length - is_token.shape[1]
-        before = self.is_entry
+        entries = self.dense_length - is_token.shape[1]
+        before = self._dense_entries()
         if before is None:
             before = is_token.new_ones(is_token.shape[0], entries)
         self._is_entry = torch.cat([before[:, :entries], is_token], dim=1)
@@ -64,10 +102,10 @@ class EvictingLayer(DynamicLayer):
         self.values = value.gather(2, index[..., :1].expand(-1, -1, -1, value.shape[-1]))
         self._is_entry = selection.is_entry
         self.prompt_entries = self.physical_length
-        self.evicted = seen - self.physical_length
+        self._evicted = seen - self.physical_length
 
     def reset(self) -> None:
-        self.evicted = self.prompt_entries = 0
+        self._evicted = self.prompt_entries = 0
         self._is_entry = None
         self.keys = self.values = None
         self.is_initialized = False
@@ -77,12 +115,14 @@ class EvictingLayer(DynamicLayer):
         remove = -tokens_to_remove
         if tokens_to_remove > 0:
             remove = max(0, self.get_seq_length() - tokens_to_remove)
-        if remove == 0:
-            return
-        if self._is_entry is not None:
-            self._is_entry = self.is_entry[:, :-remove]  # type: ignore[index]
-        self.keys = self.keys[..., :-remove, :]
-        self.values = self.values[..., :-remove, :]
+        if remove:
+            self._forget_newest(remove)
+
+    def _forget_newest(self, count: int) -> None:
+        entries = self._dense_entries()
+        self._is_entry = None if entries is None else entries[:, :-count]
+        self.keys = self.keys[..., :-count, :]
+        self.values = self.values[..., :-count, :]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)
@@ -105,13 +145,17 @@ def is_compressed(cache: Cache) -> bool:
     return bool(cache.layers) and all(isinstance(layer, EvictingLayer) for layer in cache.layers)
 
 
-def make_evicting(cache: Cache, num_layers: int) -> None:
-    """Turn an empty `DynamicCache` into one that can evict.
+def make_evicting(
+    cache: Cache, num_layers: int, layer_class: type[EvictingLayer] = EvictingLayer
+) -> None:
+    """Turn an empty `DynamicCache` into one that can evict, with layers of that class.
 
     Raises:
         PureKVError: the cache is of another kind (static, quantized, sliding ...).
     """
-    supported = all(type(layer) in (DynamicLayer, EvictingLayer) for layer in cache.layers)
+    supported = all(
+        type(layer) is DynamicLayer or isinstance(layer, EvictingLayer) for layer in cache.layers
+    )
     lazy = cache.layer_class_to_replicate in (None, DynamicLayer)
     if not supported or not lazy or cache.offloading:
         kinds = sorted({type(layer).__name__ for layer in cache.layers})
@@ -120,14 +164,15 @@ def make_evicting(cache: Cache, num_layers: int) -> None:
             "use a DynamicCache, which generate makes by default (no cache_implementation)"
         )
     cache.layer_class_to_replicate = None
-    cache.layers = [EvictingLayer() for _ in range(num_layers)]
+    cache.layers = [layer_class() for _ in range(num_layers)]
 
 
 def cache_bytes(cache: Cache) -> int:
     """Bytes that the cache's tensors hold allocated, padding included."""
     storages = {}
     for layer in cache.layers:
-        for tensor in (layer.keys, layer.values):
+        own = isinstance(layer, EvictingLayer)
+        for tensor in layer.tensors if own else (layer.keys, layer.values):
             if tensor is not None:
                 storage = tensor.untyped_storage()
                 storages[storage.data_ptr()] = storage.nbytes()

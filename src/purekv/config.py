@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from purekv.allocation import ALLOCATIONS
 from purekv.errors import PureKVError
 from purekv.scoring import SCORERS
 
 # The contract names more values than are built; asking for one of those is refused here, before
 # any work, rather than silently served by something else.
 AVAILABLE: dict[str, tuple[str, ...]] = {
+    "allocation": tuple(ALLOCATIONS),
     "prefill": ("dense",),
     "evict": ("post",),
     "scope": ("visual",),
@@ -28,6 +30,10 @@ class PureKVConfig:
 
     budget: float | int = 0.2
     """Visual tokens kept per (layer, KV head): a share in (0, 1], or a count of 2 or more."""
+
+    allocation: str = "uniform"
+    """How the budget is spread, its total unchanged: "uniform"; "pyramid", falling from layer to
+    layer; "ada", by the scores of all heads of a layer."""
 
     scorer: str = "clie"
     """How importance is estimated: a name in `purekv.scoring.SCORERS`."""

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from purekv.allocation import Allocation
 from purekv.config import PureKVConfig
 from purekv.errors import PureKVError
 from purekv.layout import Layout
 from purekv.rotation import Rotation
 from purekv.scoring import LayerInputs, Scorer
-from purekv.selection import Candidates, Selection, select
+from purekv.selection import RaggedSelection, Selection, Selector
 from purekv.window import Window, observation_window
 
 
@@ -37,8 +38,10 @@ class Prefill:
     Args:
         config: the run's.
         scorer: the config's, for this model.
+        allocation: the config's.
         layout: of the prompt, on the CPU.
-        quota: visual entries that each (layer, KV head) keeps, per row.
+        quota: visual entries that each (layer, KV head) keeps on average, per row.
+        num_layers: of the model.
         num_key_value_heads: of every layer.
 
     Raises:
@@ -49,8 +52,10 @@ class Prefill:
         self,
         config: PureKVConfig,
         scorer: Scorer,
+        allocation: Allocation,
         layout: Layout,
         quota: Sequence[int],
+        num_layers: int,
         num_key_value_heads: int,
     ) -> None:
         self.layout = layout
@@ -76,10 +81,10 @@ class Prefill:
             protected = protected & ~layout.is_tail
             self.tail = layout.newest_tail
         self._window = observation_window(layout, config.window)
-        self._candidates = Candidates.build(
-            layout.is_visual, protected, self.quota, num_key_value_heads
+        self._selector = Selector(
+            allocation, layout.is_visual, protected, self.quota, num_layers, num_key_value_heads
         )
-        self._on_device: dict[torch.device, tuple[Layout, Window, Rotation, Candidates]] = {}
+        self._on_device: dict[torch.device, tuple[Layout, Window, Rotation]] = {}
 
     @property
     def seen(self) -> int:
@@ -90,7 +95,7 @@ class Prefill:
     @torch.no_grad()
     def select(
         self, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
-    ) -> Selection:
+    ) -> Selection | RaggedSelection:
         """Score one layer and choose its entries.
 
         Args:
@@ -104,8 +109,7 @@ class Prefill:
                 self.layout.to(device),
                 self._window.to(device),
                 self.rotation.to(device),
-                self._candidates.to(device),
             )
-        layout, window, rotation, candidates = self._on_device[device]
+        layout, window, rotation = self._on_device[device]
         layer = LayerInputs(layer_idx, query, key, value, scaling, layout, window, rotation)
-        return select(self.scoring.score(layer), candidates)
+        return self._selector.select(layer_idx, self.scoring.score(layer))

@@ -15,17 +15,23 @@ class Report:
     visual_tokens: list[int]
     """Visual tokens of each row of the batch."""
     kept_visual_tokens: list[int]
-    """Those that each (layer, KV head) keeps, per row."""
+    """Those that each (layer, KV head) keeps, per row; their mean where an allocation spreads
+    them unevenly."""
     text_tokens: list[int]
     """Text tokens of each row; all are kept."""
     kept_per_layer: list[int]
-    """Entries stored per KV head in each layer at the end of prefill (the longest row's)."""
+    """Entries stored per KV head in each layer at the end of prefill: the longest row's, on
+    average over its heads."""
+    longest_head_per_layer: list[int]
+    """Entries that attention meets in each layer: above `kept_per_layer` where heads keep
+    different counts, as all are padded to the longest while the layer runs."""
     source_layers: list[int]
     """Layers that computed attention scores."""
     kv_bytes_full: int
     """Bytes the uncompressed cache of this prefill would hold."""
     kv_bytes_kept: int
-    """Bytes that the cache's tensors held allocated at the end of prefill, padding included."""
+    """Bytes that the cache's tensors held allocated at the end of prefill, padding included where
+    it is stored."""
     seconds: dict[str, float]
     """Seconds in the vision tower, prefill (scoring and eviction included) and decode."""
 

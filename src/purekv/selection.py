@@ -1,4 +1,4 @@
-"""Which entries stay: the top visual ones of each head, and all that is protected."""
+"""Which entries stay: the top visual ones, as the allocation has it, and all that is protected."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,104 +6,134 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from purekv.allocation import Allocation
+from purekv.ranking import NEVER, unique_keys
+
 
 @dataclass(frozen=True)
-class Candidates:
-    """Who competes for a place in the cache, and for how many places. Same for every layer."""
+class Selection:
+    """Cache entries kept by one layer, equally many in each of its heads."""
+
+    index: Tensor
+    """int64 [B, num_key_value_heads, width], ascending positions (0 where padded)."""
+    is_entry: Tensor | None
+    """bool [B, width], False at padding; None if no row is padded. Rows that keep fewer entries
+    than the longest are padded on the left."""
+
+
+@dataclass(frozen=True)
+class RaggedSelection:
+    """Cache entries kept by one layer whose heads keep different numbers."""
+
+    index: Tensor
+    """int64 [entries]: numbers of entries in [B, num_key_value_heads, S], ascending."""
+    length: Tensor
+    """int64 [B, num_key_value_heads]: how many of them each head has."""
+    entries_per_head: int
+    """Mean over the heads of the row that has most."""
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where what stays is stored, in layers with one quota. On the layer's device."""
 
     evictable: Tensor
     """bool [B, S]; entries that compete."""
     protected: Tensor
     """bool [B, S]; entries that always stay. Entries in neither set are dropped."""
-    quota: tuple[int, ...]
-    """Evictable entries that stay in each row."""
-    first_rank: Tensor
-    """int64 [B, num_key_value_heads, 1]; added to the running count over all rows and heads of
-    entries that stay, it gives the place of each in its row. Rows that keep fewer entries than the
-    longest are padded on the left."""
+    shift: Tensor
+    """int64, broadcastable to [B, num_key_value_heads, 1]; added to the running count, over all
+    rows and heads, of entries that stay, it gives the place of each."""
     is_entry: Tensor | None
-    """bool [B, width], False at that padding; None if there is none."""
+    """As in `Selection`."""
     width: int
-    """Entries stored per row."""
+    """Entries per head of the longest row."""
+    size: int
+    """Places in all."""
 
-    @classmethod
-    def build(
-        cls, evictable: Tensor, protected: Tensor, quota: Sequence[int], num_heads: int
-    ) -> "Candidates":
-        """Masks bool [B, S] on the CPU, disjoint; `quota` never above the row's evictable ones;
-        `num_heads` is the number of KV heads."""
-        kept = torch.tensor(list(quota)) + protected.sum(-1)
-        width = int(kept.max())
-        padding = width - kept
-        per_head = kept[:, None].expand(-1, num_heads)
-        before = per_head.flatten().cumsum(0).view_as(per_head) - per_head
-        first_rank = (padding[:, None] - before - 1)[..., None]
-        is_entry = torch.arange(width) >= padding[:, None] if padding.any() else None
-        return cls(evictable, protected, tuple(quota), first_rank, is_entry, width)
-
-    def to(self, device: torch.device) -> "Candidates":
+    def to(self, device: torch.device) -> "_Places":
         return replace(
             self,
             evictable=self.evictable.to(device),
             protected=self.protected.to(device),
-            first_rank=self.first_rank.to(device),
+            shift=self.shift.to(device),
             is_entry=None if self.is_entry is None else self.is_entry.to(device),
         )
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Cache entries kept by one layer, `width` a row."""
-
-    index: Tensor
-    """int64 [B, num_key_value_heads, width], ascending positions (0 where padded)."""
-    is_entry: Tensor | None
-    """bool [B, width], False at padding; None if no row is padded."""
-
-
-def select(scores: Tensor, candidates: Candidates) -> Selection:
-    """Keep the best evictable entries of each head, and all protected ones.
-
-    Equal scores go to the earlier position. Nothing here waits for the device.
+class Selector:
+    """Chooses which entries of a prompt stay, layer after layer.
 
     Args:
-        scores: float32, broadcastable to [B, num_key_value_heads, S], finite where evictable;
-            higher is kept.
-        candidates: on the same device.
+        allocation: of the places.
+        evictable: bool [B, S] on the CPU; entries that compete.
+        protected: bool [B, S] on the CPU, disjoint; entries that always stay.
+        quota: evictable entries that stay in each row, on average over layers and heads; never
+            above the row's.
+        num_layers: of the model.
+        num_heads: KV heads of a layer.
     """
-    batch, num_heads, seq_len = scores.shape
-    keys = _unique_keys(scores).masked_fill_(~candidates.evictable[:, None], _NEVER)
-    stays = (keys >= _kth_largest(keys, candidates.quota)) | candidates.protected[:, None]
 
-    # Each entry that stays moves to its rank in its row; the others land in a spare column. One
-    # scan over all rows is enough, because how many stay in each row is known beforehand.
-    rank = stays.flatten().cumsum(0).view_as(stays) + candidates.first_rank
-    rank.masked_fill_(~stays, candidates.width)
-    index = rank.new_zeros(batch, num_heads, candidates.width + 1)
-    positions = torch.arange(seq_len, device=scores.device).expand_as(rank)
-    index.scatter_(-1, rank, positions)
-    return Selection(index[..., : candidates.width], candidates.is_entry)
+    def __init__(
+        self,
+        allocation: Allocation,
+        evictable: Tensor,
+        protected: Tensor,
+        quota: Sequence[int],
+        num_layers: int,
+        num_heads: int,
+    ) -> None:
+        self._allocation = allocation
+        self._evictable = evictable
+        self._protected = protected
+        self._num_heads = num_heads
+        rows = zip(quota, evictable.sum(-1).tolist(), strict=True)
+        quotas = [allocation.layer_quotas(count, most, num_layers) for count, most in rows]
+        self.quotas: list[tuple[int, ...]] = list(zip(*quotas, strict=True))
+        """Of each layer, for each row."""
+        self._places: dict[tuple[tuple[int, ...], torch.device], _Places] = {}
 
+    def select(self, layer_idx: int, scores: Tensor) -> Selection | RaggedSelection:
+        """Keep the best evictable entries of a layer, and all protected ones.
 
-_NEVER = torch.iinfo(torch.int64).min
+        Equal scores go to the earlier position. Nothing here waits for the device.
 
+        Args:
+            scores: float32 [B, num_key_value_heads, S], finite where evictable; higher is kept.
+        """
+        quota = self.quotas[layer_idx]
+        places = self._places_of(quota, scores.device)
+        keys = unique_keys(scores).masked_fill_(~places.evictable[:, None], NEVER)
+        stays = self._allocation.choose(keys, quota) | places.protected[:, None]
 
-def _unique_keys(scores: Tensor) -> Tensor:
-    """int64 keys in the order of float32 scores [B, H, S]; of equal scores the earlier wins."""
-    bits = (scores + 0.0).contiguous().view(torch.int32)  # + 0.0: minus zero is zero
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    later = torch.arange(scores.shape[-1] - 1, -1, -1, device=scores.device)
-    return (ordered.long() << 32) + later
+        # Each entry that stays moves to its place; the others land behind the last one. One scan
+        # over all rows is enough, because how many stay in each row is known beforehand.
+        position = torch.arange(scores.shape[-1], device=scores.device)
+        place = stays.flatten().cumsum(0).view_as(stays) + places.shift
+        place = torch.where(stays, place, places.size + position).flatten()
+        index = place.new_zeros(places.size + len(position))
+        if self._allocation.ragged:
+            index.scatter_(0, place, torch.arange(len(place), device=place.device))
+            return RaggedSelection(index[: places.size], stays.sum(-1), places.width)
+        index.scatter_(0, place, position.expand_as(stays).flatten())
+        index = index[: places.size].view(*stays.shape[:2], places.width)
+        return Selection(index, places.is_entry)
 
+    def _places_of(self, quota: tuple[int, ...], device: torch.device) -> _Places:
+        key = quota, device
+        if key not in self._places:
+            self._places[key] = self._build(quota).to(device)
+        return self._places[key]
 
-def _kth_largest(keys: Tensor, quota: tuple[int, ...]) -> Tensor:
-    """The `quota[b]`-th largest key of each row and head, [B, H, 1]; beyond all for none."""
-
-    def kth(rows: Tensor, count: int) -> Tensor:
-        if count == 0:
-            return rows.new_full((*rows.shape[:-1], 1), torch.iinfo(torch.int64).max)
-        return rows.topk(count, sorted=False).values.amin(-1, keepdim=True)
-
-    if len(set(quota)) == 1:
-        return kth(keys, quota[0])
-    return torch.cat([kth(keys[row : row + 1], count) for row, count in enumerate(quota)])
+    def _build(self, quota: tuple[int, ...]) -> _Places:
+        kept = torch.tensor(quota) + self._protected.sum(-1)  # [B]
+        width = int(kept.max())
+        masks = self._evictable, self._protected
+        if self._allocation.ragged:
+            shift = torch.full((1, 1, 1), -1)
+            return _Places(*masks, shift, None, width, self._num_heads * int(kept.sum()))
+        padding = width - kept
+        before = padding[:, None].repeat(1, self._num_heads).flatten().cumsum(0)
+        shift = before.view(-1, self._num_heads, 1) - 1
+        is_entry = torch.arange(width) >= padding[:, None] if padding.any() else None
+        return _Places(*masks, shift, is_entry, width, len(kept) * self._num_heads * width)

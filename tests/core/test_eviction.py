@@ -5,6 +5,7 @@ import torch
 from transformers import DynamicCache
 
 from purekv import PureKV, PureKVConfig, PureKVError
+from purekv.allocation import ALLOCATIONS
 from purekv.cache import cache_bytes
 from tests.core.prompts import MODALITIES, prompt
 from tests.core.twin import recorded_selections, twin_attention
@@ -72,12 +73,17 @@ def test_clie_keeps_the_top_of_the_full_attention_matrix(modality, batch, source
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("modality", MODALITIES)
-def test_answers_equal_a_masked_full_cache(monkeypatch, modality, batch, attention, first_token):
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_answers_equal_a_masked_full_cache(
+    monkeypatch, allocation, modality, batch, attention, first_token
+):
     model = tiny_model()
     model.set_attn_implementation(attention)
     inputs = prompt(modality, batch)
     settings = {**GREEDY, "output_logits": True, "return_dict_in_generate": True}
-    config = PureKVConfig(budget=0.3, source_layers=(1,), first_token=first_token)
+    config = PureKVConfig(
+        budget=0.3, source_layers=(1,), first_token=first_token, allocation=allocation
+    )
     with recorded_selections(monkeypatch) as kept, PureKV(config)(model):
         ours = model.generate(**inputs, **settings)
     with twin_attention(model, inputs, kept, first_token):
@@ -98,9 +104,12 @@ SCORERS = ["clie", "snapkv", "value_norm", "expected_attention", "infinipot_v"]
 
 @pytest.mark.parametrize("first_token", ["exact", "compressed"])
 @pytest.mark.parametrize("scorer", SCORERS)
-def test_a_padded_row_equals_the_row_alone(scorer, first_token):
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_a_padded_row_equals_the_row_alone(allocation, scorer, first_token):
     model = tiny_model()
-    config = PureKVConfig(budget=0.25, scorer=scorer, first_token=first_token)
+    config = PureKVConfig(
+        budget=0.25, scorer=scorer, first_token=first_token, allocation=allocation
+    )
     batch = prompt("mixed", 3)
     with PureKV(config)(model):
         together = model.generate(**batch, **GREEDY)
@@ -120,7 +129,8 @@ def test_a_padded_row_equals_the_row_alone(scorer, first_token):
     ids=str,
 )
 @pytest.mark.parametrize("first_token", ["exact", "compressed"])
-def test_every_decoding_mode_equals_the_masked_twin(monkeypatch, decoding, first_token):
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_every_decoding_mode_equals_the_masked_twin(monkeypatch, allocation, decoding, first_token):
     model = tiny_model()
     inputs = prompt("mixed", 3)
     copies = decoding.get("num_beams", decoding.get("num_return_sequences", 1))
@@ -128,7 +138,7 @@ def test_every_decoding_mode_equals_the_masked_twin(monkeypatch, decoding, first
         name: inputs[name].repeat_interleave(copies, 0) for name in ("input_ids", "attention_mask")
     }
     settings = {**GREEDY, **decoding}
-    config = PureKVConfig(budget=0.3, first_token=first_token)
+    config = PureKVConfig(budget=0.3, first_token=first_token, allocation=allocation)
     with recorded_selections(monkeypatch) as kept, PureKV(config)(model):
         torch.manual_seed(0)
         ours = model.generate(**inputs, **settings)
@@ -140,10 +150,13 @@ def test_every_decoding_mode_equals_the_masked_twin(monkeypatch, decoding, first
 
 @pytest.mark.parametrize("first_token", ["exact", "compressed"])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_follow_up_turn_continues_the_compressed_cache(monkeypatch, batch, first_token):
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_a_follow_up_turn_continues_the_compressed_cache(
+    monkeypatch, allocation, batch, first_token
+):
     model = tiny_model()
     inputs = prompt("mixed", batch)
-    config = PureKVConfig(budget=0.3, first_token=first_token)
+    config = PureKVConfig(budget=0.3, first_token=first_token, allocation=allocation)
     turn = torch.randint(1, 250, (batch, 9), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(turn)
     if batch > 1:
@@ -217,14 +230,16 @@ def test_prefill_never_holds_two_full_layers(monkeypatch):
     config = PureKVConfig(budget=0.2, source_layers=(3,))
     with recorded_selections(monkeypatch) as kept, PureKV(config)(model), torch.no_grad():
         model(**prompt("video"), past_key_values=cache)
-    width = kept[0][0].shape[-1]
+    width = len(kept[0][0][0])
     assert lengths == [[width] * (done + 1) for done in range(6)]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_runs(dtype):
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_half_precision_runs(allocation, dtype):
     model = tiny_model().to(dtype)
-    with PureKV(PureKVConfig(budget=0.2, first_token="compressed"))(model) as run:
+    config = PureKVConfig(budget=0.2, first_token="compressed", allocation=allocation)
+    with PureKV(config)(model) as run:
         model.generate(**prompt("mixed", 3), **GREEDY)
     assert run.report.kv_bytes_kept < run.report.kv_bytes_full
 
@@ -241,8 +256,22 @@ def test_a_cache_goes_on_after_the_block():
     assert torch.equal(rest, whole)
 
 
+@pytest.mark.parametrize(("allocation", "batch"), [("uniform", 3), ("ada", 1)])
+def test_a_cache_of_uneven_rows_or_heads_does_not_go_on_elsewhere(allocation, batch):
+    model = tiny_model()
+    with PureKV(PureKVConfig(budget=0.3, allocation=allocation))(model):
+        first = model.generate(**prompt("mixed", batch), **GREEDY, return_dict_in_generate=True)
+    with pytest.raises(PureKVError, match="inside a PureKV block"):
+        model.generate(
+            input_ids=torch.nn.functional.pad(first.sequences, (0, 2), value=7),
+            past_key_values=first.past_key_values,
+            **GREEDY,
+        )
+
+
 @pytest.mark.parametrize("budget", [1.0, 0.3])
-def test_a_further_turn_can_mask_what_a_finished_row_was_fed(budget):
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_a_further_turn_can_mask_what_a_finished_row_was_fed(allocation, budget):
     """`generate` feeds padding to rows that are done; the next turn's mask takes it back."""
     model = tiny_model()
     turn = torch.tensor([[11, 12, 13]])
@@ -269,7 +298,7 @@ def test_a_further_turn_can_mask_what_a_finished_row_was_fed(budget):
 
     if budget == 1.0:
         expected = second_turn([0, 1], junk=3)
-    with PureKV(PureKVConfig(budget=budget))(model):
+    with PureKV(PureKVConfig(budget=budget, allocation=allocation))(model):
         ours = second_turn([0, 1], junk=3)
         if budget != 1.0:
             expected = second_turn([0], junk=0)

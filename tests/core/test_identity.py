@@ -8,6 +8,7 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from purekv import PureKV, PureKVConfig, PureKVError
+from purekv.allocation import ALLOCATIONS
 from tests.core.prompts import MODALITIES, prompt
 from tests.tiny import tiny_model
 
@@ -16,8 +17,9 @@ from tests.tiny import tiny_model
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("modality", MODALITIES)
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
 def test_budget_one_gives_the_bare_models_tokens_and_logits(
-    modality, attention, batch, first_token
+    allocation, modality, attention, batch, first_token
 ):
     model = tiny_model()
     model.set_attn_implementation(attention)
@@ -29,7 +31,8 @@ def test_budget_one_gives_the_bare_models_tokens_and_logits(
         "return_dict_in_generate": True,
     }
     bare = model.generate(**inputs, **settings)
-    with PureKV(PureKVConfig(budget=1.0, first_token=first_token))(model) as run:
+    config = PureKVConfig(budget=1.0, first_token=first_token, allocation=allocation)
+    with PureKV(config)(model) as run:
         ours = model.generate(**inputs, **settings)
     assert torch.equal(ours.sequences, bare.sequences)
     for ours_step, bare_step in zip(ours.logits, bare.logits, strict=True):

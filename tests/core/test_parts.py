@@ -4,11 +4,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from purekv.allocation import ALLOCATIONS
 from purekv.budget import visual_budget
 from purekv.cache import EvictingLayer
 from purekv.layout import Layout, VisualSpan
 from purekv.scoring.clie import default_source_layers
-from purekv.selection import Candidates, select
+from purekv.selection import Selector
 from purekv.window import Window, observation_window, window_attention
 
 
@@ -48,8 +49,8 @@ def test_the_kept_set_is_the_top_k_and_all_text(layout, share, seed, ties):
         scores = (scores * 4).floor() - 2  # many equal, some negative, some minus zero
         scores[scores == 0] *= -1
     quota = [visual_budget(share, count) for count in layout.visual_tokens]
-    candidates = Candidates.build(layout.is_visual, layout.is_text, quota, num_heads=2)
-    selection = select(scores, candidates)
+    selector = Selector(ALLOCATIONS["uniform"], layout.is_visual, layout.is_text, quota, 1, 2)
+    selection = selector.select(0, scores)
     for row in range(batch):
         for head in range(2):
             index = selection.index[row, head]
@@ -122,8 +123,8 @@ def test_an_evicting_layer_keeps_two_lengths():
     layer.update(key, key)
     is_text = torch.tensor([[True, False, False, False, True, True], [False] * 4 + [True] * 2])
     visual = torch.tensor([[False, True, True, True, False, False]] * 2)
-    candidates = Candidates.build(visual, is_text, [1, 2], num_heads=1)
-    layer.evict(key, key, select(torch.rand(2, 1, 6), candidates), seen=6)
+    selector = Selector(ALLOCATIONS["uniform"], visual, is_text, [1, 2], 1, 1)
+    layer.evict(key, key, selector.select(0, torch.rand(2, 1, 6)), seen=6)
     assert (layer.get_seq_length(), layer.physical_length) == (6, 4)
     assert layer.get_mask_sizes(2) == (6, 2)
     assert layer.is_entry is None  # both rows keep four

@@ -5,6 +5,7 @@ import torch
 from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 
 from purekv import PureKV, PureKVConfig
+from purekv.allocation import ALLOCATIONS
 from tests.core.prompts import prompt
 from tests.tiny import tiny_model
 
@@ -59,10 +60,12 @@ def test_cuda_keeps_what_the_cpu_keeps(attention):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("batch", [1, 3])
-def test_decoding_never_waits_for_the_device(batch):
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_decoding_never_waits_for_the_device(allocation, batch):
     model = tiny_model().to("cuda", torch.bfloat16)
     inputs = {name: value.to("cuda") for name, value in prompt("mixed", batch).items()}
-    with PureKV(PureKVConfig(budget=0.3))(model), torch.no_grad():
+    config = PureKVConfig(budget=0.3, allocation=allocation)
+    with PureKV(config)(model), torch.no_grad():
         first = model(**inputs)
         token = inputs["input_ids"][:, -1:]
         seq_len = inputs["input_ids"].shape[1]

@@ -6,6 +6,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCach
 from transformers.cache_utils import Cache, DynamicLayer
 
 from purekv import PureKV, PureKVConfig, PureKVError
+from purekv.evals import SharedPrefill
 from tests.core.prompts import prompt
 from tests.tiny import tiny_model
 
@@ -27,6 +28,7 @@ from tests.tiny import tiny_model
         ({"source_layers": (3, 2)}, "ascending"),
         ({"source_layers": ()}, "auto"),
         ({"source_layers": (-1,)}, "auto"),
+        ({"allocation": "adakv"}, "ada"),
         ({"prefill": "sparse"}, "dense"),
         ({"evict": "drop"}, "post"),
         ({"first_token": "none"}, "exact"),
@@ -41,7 +43,9 @@ def test_a_bad_setting_is_one_line_that_names_the_fix(settings, names):
 
 
 def test_settings_survive_json():
-    config = PureKVConfig(budget=64, source_layers=(0, 2), window=16, first_token="compressed")
+    config = PureKVConfig(
+        budget=64, source_layers=(0, 2), window=16, first_token="compressed", allocation="ada"
+    )
     assert PureKVConfig.from_json(config.to_json()) == config
     assert isinstance(PureKVConfig.from_json(PureKVConfig(budget=1.0).to_json()).budget, float)
     with pytest.raises(PureKVError, match="unknown setting 'budgets'"):
@@ -70,6 +74,17 @@ def test_an_unsupported_attention():
     model.config.text_config._attn_implementation = "flex_attention"
     with pytest.raises(PureKVError, match=r"flex_attention.*sdpa"):
         PureKV()(model)
+
+
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flash_attention_3"])
+def test_flash_attention_cannot_mask_each_head(attention):
+    model = tiny_model()
+    model.config.text_config._attn_implementation = attention
+    PureKV(PureKVConfig(allocation="pyramid"))(model)
+    with pytest.raises(PureKVError, match=r'ada.*attn_implementation="sdpa"'):
+        PureKV(PureKVConfig(allocation="ada"))(model)
+    with pytest.raises(PureKVError, match=r'ada.*attn_implementation="sdpa"'):
+        SharedPrefill([PureKVConfig(allocation="ada")], model)
 
 
 class QuantizedLayer(DynamicLayer):

@@ -1,6 +1,6 @@
 """A masked twin: the bare model on a full cache, forbidden to look at what a run evicted.
 
-It shares no code with purekv: plain float32 attention over every key, with a mask that says, for
+It attends without purekv's code: plain float32 attention over every key, with a mask that says, for
 each (row, KV head), which keys a query may see.
 """
 
@@ -14,22 +14,41 @@ from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from purekv.cache import EvictingLayer
+from purekv.ragged import RaggedLayer
+from purekv.selection import RaggedSelection, Selection
 
-Kept = list[tuple[Tensor, Tensor | None]]
+Kept = list[list[list[Tensor]]]
+"""Positions [layer][row][head]."""
+
+
+def positions(selection: Selection | RaggedSelection, seq_len: int) -> list[list[Tensor]]:
+    """Positions [row][head] of the entries that a layer keeps."""
+    if isinstance(selection, RaggedSelection):
+        heads = iter((selection.index % seq_len).split(selection.length.flatten().tolist()))
+        return [[next(heads) for _ in row] for row in selection.length]
+    if selection.is_entry is None:
+        return [list(row) for row in selection.index]
+    rows = zip(selection.index, selection.is_entry, strict=True)
+    return [[head[is_entry] for head in row] for row, is_entry in rows]
 
 
 @contextmanager
 def recorded_selections(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kept]:
-    """Every (index [B, H, K], is_entry) that layers evict with, in order of layers."""
+    """What layers keep, in order of layers."""
     kept: Kept = []
-    evict = EvictingLayer.evict
 
-    def spy(self: EvictingLayer, key: Tensor, value: Tensor, selection: Any, seen: int) -> None:
-        kept.append((selection.index, selection.is_entry))
-        evict(self, key, value, selection, seen)
+    def watch(patch: pytest.MonkeyPatch, layer_class: type[EvictingLayer]) -> None:
+        evict = layer_class.evict
+
+        def spy(self: Any, key: Tensor, value: Tensor, selection: Any, seen: int) -> None:
+            kept.append(positions(selection, key.shape[2]))
+            evict(self, key, value, selection, seen)
+
+        patch.setattr(layer_class, "evict", spy)
 
     with monkeypatch.context() as patch:
-        patch.setattr(EvictingLayer, "evict", spy)
+        watch(patch, EvictingLayer)
+        watch(patch, RaggedLayer)
         yield kept
 
 
@@ -48,17 +67,13 @@ def twin_attention(
     def attend(
         module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float, **_: Any
     ) -> tuple[Tensor, None]:
-        index, is_entry = kept[module.layer_idx]
         batch, _, q_len, _ = query.shape
         kv_len = key.shape[2]
         stays = torch.zeros(batch, num_kv_heads, kv_len, dtype=torch.bool)
         stays[..., seq_len:] = True
         for row in range(batch):
             for head in range(num_kv_heads):
-                chosen = index[row, head]
-                if is_entry is not None:
-                    chosen = chosen[is_entry[row]]
-                stays[row, head, chosen] = True
+                stays[row, head, kept[module.layer_idx][row][head]] = True
         stays[..., :seq_len] |= (is_token & ~is_visual)[:, None]  # the tail runs again
         position = torch.arange(kv_len - q_len, kv_len)
         sees_all = torch.zeros(batch, q_len, dtype=torch.bool)

@@ -53,6 +53,11 @@ def test_a_stack_answers_as_each_method_and_sample_alone(samples, rows_at_once):
         for budget, scorer in [*SCORERS_TWICE, (1.0, "clie")]
     ]
     configs.append(PureKVConfig(budget=0.5, scorer="clie", window=3, first_token="compressed"))
+    configs += [
+        replace(config, allocation=allocation)
+        for allocation in ("pyramid", "ada")
+        for config in configs[1:4]  # two scorers of one budget, one of another
+    ]
     batch = prepare_samples(model, processor, samples)
     answers = {}
     with SharedPrefill(configs, model, rows_at_once) as run:

@@ -71,21 +71,26 @@ class Backend:
         Args:
             query: [B, num_attention_heads, q_len, D], the newest q_len of the kv_len entries.
             kv_len: entries stored, the new ones included.
-            is_entry: bool [B, kv_len], False at padding, or None.
+            is_entry: bool [B, kv_len] or [B, num_key_value_heads, kv_len], False at padding, or
+                None.
         """
         if self.name.startswith("flash"):
             return is_entry
-        batch, _, q_len, _ = query.shape
+        batch, num_heads, q_len, _ = query.shape
+        if is_entry is not None:
+            is_entry = is_entry[:, None] if is_entry.ndim == 2 else is_entry
+            if is_entry.shape[1] > 1:
+                is_entry = is_entry.repeat_interleave(num_heads // is_entry.shape[1], dim=1)
         if q_len == 1:
             if is_entry is None:
                 return None
-            visible = is_entry[:, None, None]
+            visible = is_entry[:, :, None]
         else:
             visible = torch.ones(q_len, kv_len, dtype=torch.bool, device=query.device)
             visible = visible.tril(kv_len - q_len)[None, None]
             if is_entry is not None:
-                visible = visible & is_entry[:, None, None]
-        visible = visible.expand(batch, 1, q_len, kv_len)
+                visible = visible & is_entry[:, :, None]
+        visible = visible.expand(batch, -1, q_len, kv_len)
         if self.name == "sdpa":
             return visible
         blocked = torch.finfo(query.dtype).min

@@ -70,6 +70,13 @@ def run(
     scorer: Annotated[
         str, typer.Option(help="How importance is estimated.", rich_help_panel=COMPRESSION)
     ] = "clie",
+    allocation: Annotated[
+        str,
+        typer.Option(
+            help="How the budget is spread over layers and heads: uniform, pyramid or ada.",
+            rich_help_panel=COMPRESSION,
+        ),
+    ] = "uniform",
     source_layers: Annotated[
         str,
         typer.Option(
@@ -151,6 +158,7 @@ def run(
         quiet()
     config = PureKVConfig(
         budget=parse_budget(budget),
+        allocation=allocation,
         scorer=scorer,
         source_layers=parse_source_layers(source_layers),
         window=parse_window(window),

@@ -9,16 +9,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
-from purekv.attach import Run
+from purekv.allocation import ALLOCATIONS
+from purekv.attach import Run, refuse_ragged_flash
 from purekv.budget import keep_counts
-from purekv.cache import make_evicting
+from purekv.cache import EvictingLayer, make_evicting
 from purekv.config import PureKVConfig
 from purekv.errors import PureKVError
 from purekv.layout import Layout
 from purekv.prefill import Prefill, Scoring
+from purekv.ragged import RaggedLayer, settle
 from purekv.rotation import Rotation
 from purekv.scoring import LayerInputs, make_scorer
-from purekv.selection import Candidates, select
+from purekv.selection import Selector
 from purekv.upstream import CACHE, cache_of
 from purekv.window import Window, observation_window
 
@@ -39,9 +41,9 @@ class SharedPrefill(Run):
     """A run whose own cache stays whole, and which fills one compressed cache for each config.
 
     All configs evict after a layer's attention, so they see the same queries, keys and values:
-    each scorer scores a layer once, whatever the budgets, and configs of one budget are selected,
-    stored and asked together. All text behind the last visual token is computed again on the
-    compressed caches, which is `first_token="compressed"`.
+    each scorer scores a layer once, whatever the budgets, and configs of one budget and allocation
+    are selected, stored and asked together. All text behind the last visual token is computed again
+    on the compressed caches, which is `first_token="compressed"`.
 
         with SharedPrefill(configs, model) as run:
             for stack in run.stacks(inputs):
@@ -56,6 +58,8 @@ class SharedPrefill(Run):
         self, configs: Sequence[PureKVConfig], model: PreTrainedModel, rows_at_once: int = 32
     ) -> None:
         super().__init__(PureKVConfig(budget=1.0), model)
+        for config in configs:
+            refuse_ragged_flash(config.allocation, self._backend.name)
         self._configs = list(configs)
         self._rows_at_once = rows_at_once
         self._branches: _Branches | None = None
@@ -123,6 +127,7 @@ class SharedPrefill(Run):
         embeds, position_ids = kwargs["inputs_embeds"], kwargs.get("position_ids")
         for members, cache in zip(branches.members, branches.caches, strict=True):
             copies = len(members)
+            settle(cache.layers)
             stacked = {
                 **kwargs,
                 "inputs_embeds": embeds[:, -1 - length :].repeat(copies, 1, 1),
@@ -168,30 +173,33 @@ class _Branches:
         }
         places = {way: place for place, way in enumerate(self._scorings)}
 
-        by_budget: dict[float | int, list[int]] = {}
+        alike: dict[tuple[float | int, str], list[int]] = {}
         for number, config in enumerate(configs):
-            by_budget.setdefault(config.budget, []).append(number)
+            alike.setdefault((config.budget, config.allocation), []).append(number)
         most = max(1, rows_at_once // batch)
         self.members: list[tuple[int, ...]] = []
         self.caches: list[Cache] = []
         self._ways: list[list[int]] = []
-        self._candidates: list[Candidates] = []
+        self._selectors: list[Selector] = []
         protected = layout.is_text & ~layout.is_tail
-        for budget, numbers in by_budget.items():
-            quota = keep_counts(budget, layout)
+        for (budget, name), numbers in alike.items():
+            quota, allocation = keep_counts(budget, layout), ALLOCATIONS[name]
+            layer_class = RaggedLayer if allocation.ragged else EvictingLayer
             for start in range(0, len(numbers), most):
                 members = tuple(numbers[start : start + most])
                 copies = len(members)
                 cache = DynamicCache()
-                make_evicting(cache, num_layers)
+                make_evicting(cache, num_layers, layer_class)
                 self.members.append(members)
                 self.caches.append(cache)
                 self._ways.append([places[ways[number]] for number in members])
-                self._candidates.append(
-                    Candidates.build(
+                self._selectors.append(
+                    Selector(
+                        allocation,
                         layout.is_visual.repeat(copies, 1),
                         protected.repeat(copies, 1),
                         quota * copies,
+                        num_layers,
                         num_heads,
                     )
                 )
@@ -219,11 +227,11 @@ class _Branches:
             [scoring.score(inputs[window]) for (window, *_), scoring in self._scorings.items()]
         )
         copied: dict[int, tuple[Tensor, Tensor]] = {}
-        for cache, ways, candidates in zip(self.caches, self._ways, self._candidates, strict=True):
+        for cache, ways, selector in zip(self.caches, self._ways, self._selectors, strict=True):
             copies = len(ways)
             if copies not in copied:
                 copied[copies] = key.repeat(copies, 1, 1, 1), value.repeat(copies, 1, 1, 1)
-            selection = select(scores[ways].flatten(0, 1), candidates)
+            selection = selector.select(layer_idx, scores[ways].flatten(0, 1))
             layer = cache.layers[layer_idx]
             layer.lazy_initialization(key, value)
             layer.evict(*copied[copies], selection, self._seen)
@@ -232,4 +240,3 @@ class _Branches:
         if self._layout.is_token.device != device:
             self._layout = self._layout.to(device)
             self._windows = {name: window.to(device) for name, window in self._windows.items()}
-            self._candidates = [candidates.to(device) for candidates in self._candidates]
