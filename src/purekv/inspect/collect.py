@@ -13,7 +13,6 @@ from purekv.config import PureKVConfig
 from purekv.layout import VisualSpan
 from purekv.prefill import Prefill, Scoring
 from purekv.scoring import LayerInputs
-from purekv.selection import Selection
 from purekv.window import observation_window, window_attention
 
 # Shapes: L layers, H query heads, G KV heads, S positions, V visual tokens.
@@ -76,12 +75,12 @@ class Recorder(Run):
             self._prefill.scoring = _RecordedScoring(self._prefill.scoring, self._scores)
             self._prefill.select = self._recorded(self._prefill.select)
 
-    def _recorded(self, select: Callable[..., Selection]) -> Callable[..., Selection]:
-        def recorded(layer_idx: int, query: Tensor, *args: Any) -> Selection:
+    def _recorded(self, select: Callable[..., Any]) -> Callable[..., Any]:
+        heads = self._language.config.num_key_value_heads
+
+        def recorded(layer_idx: int, query: Tensor, *args: Any) -> Any:
             selection = select(layer_idx, query, *args)
-            index = selection.index[0]  # what pads it is 0, no visual token's position
-            kept = torch.zeros(index.shape[0], query.shape[2], dtype=torch.bool)
-            self._kept.append(kept.scatter_(-1, index.cpu(), True))
+            self._kept.append(_kept(selection.index.cpu(), heads, query.shape[2]))
             return selection
 
         return recorded
@@ -125,6 +124,16 @@ class Recorder(Run):
                 layout.spans[0],
             )
         return output
+
+
+def _kept(index: Tensor, num_heads: int, seq_len: int) -> Tensor:
+    """bool [G, S]; from positions [1, G, n], or, of heads that keep different counts, from numbers
+    of entries in [1, G, S]."""
+    if index.ndim > 1:  # what pads it is 0, which stands for text
+        index = index[0] + torch.arange(num_heads)[:, None] * seq_len
+    kept = torch.zeros(num_heads * seq_len, dtype=torch.bool)
+    kept[index.flatten()] = True
+    return kept.view(num_heads, seq_len)
 
 
 class _RecordedScoring(Scoring):
