@@ -103,6 +103,16 @@ def test_a_limit_picks_by_seed(cli, words) -> None:
     assert set(n("--limit", "3")) == {3}
 
 
+def test_plots_are_drawn_of_a_finished_run_too(cli, words, tmp_path) -> None:
+    words = [*words, "--out", tmp_path, "--speed-samples", "0"]
+    assert cli(*words)[0] == 0
+    assert not (tmp_path / "index.html").exists()
+    code, _, err = cli(*words, "--resume", "--plots")
+    assert code == 0
+    assert err.splitlines()[-1] == f"pictures: {tmp_path / 'index.html'}"
+    assert (tmp_path / "accuracy.svg").exists()
+
+
 @pytest.mark.parametrize(
     ("more", "fix"),
     [
@@ -113,6 +123,7 @@ def test_a_limit_picks_by_seed(cli, words) -> None:
         (["--data", "nowhere.jsonl"], "not found"),
         (["--limit", "0"], "at least 1"),
         (["--resume"], "--out"),
+        (["--plots"], "--out"),
         (["--source-layers", "99"], "does not exist"),
     ],
 )

@@ -90,6 +90,14 @@ def evaluate(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on in --out's folder.", rich_help_panel=OUTPUT)
     ] = False,
+    plots: Annotated[
+        bool,
+        typer.Option(
+            "--plots",
+            help="Draw the table into --out's folder, with a page that shows the pictures.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
     speed_samples: Annotated[
         int,
         typer.Option(
@@ -116,6 +124,7 @@ def evaluate(
     from purekv.cli.quiet import quiet
     from purekv.evals import evaluate as ask
     from purekv.evals import make_methods, summarise
+    from purekv.evals.plots import require_matplotlib, write_plots
     from purekv.evals.speed import measure_speed
     from purekv.evals.store import Store
     from purekv.loading import Checkpoint, find_device, fingerprint
@@ -128,6 +137,10 @@ def evaluate(
             raise PureKVError(f"{name}={value}; it must be at least {least}")
     if resume and out is None:
         raise PureKVError("--resume goes on in a folder; name it with --out")
+    if plots:
+        if out is None:
+            raise PureKVError("--plots draws into a folder; name it with --out")
+        require_matplotlib()
     configs = make_methods(
         _words(methods),
         [parse_budget(word) for word in _words(budgets)],
@@ -202,6 +215,10 @@ def evaluate(
         if store is not None:
             store.write("timing.json", timing)
         rows = [row | times for row, times in zip(rows, timing, strict=True)]
+    if plots and out is not None:
+        with step("drawing"):
+            page = write_plots(out)
+        typer.echo(f"pictures: {page}", err=True)
     if as_json:
         typer.echo(json.dumps(_environment(loaded) | result | {"rows": rows}))
     else:

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from purekv.cli.compare import Outcome, Request, Result
+from purekv.evals.plots import row_name
 
 _MIB = 2**20
 
@@ -96,7 +97,7 @@ def show_evaluation(rows: list[dict[str, Any]]) -> None:
             table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         later = row["second_turn"]
-        label = (" ".join([row["method"], *_unusual(row)]), f"{row['budget']:g}")
+        label = (row_name(row), f"{row['budget']:g}")
         quality.add_row(
             *label,
             str(row["n"]),
@@ -117,11 +118,6 @@ def show_evaluation(rows: list[dict[str, Any]]) -> None:
         console = Console(highlight=False, width=120)
     console.print(quality)
     console.print(cost)
-
-
-def _unusual(row: dict[str, Any]) -> list[str]:
-    usual = {"prefill": ("dense",), "evict": ("post", None)}
-    return [str(row[name]) for name, values in usual.items() if row[name] not in values]
 
 
 def _share(value: float | None, bounds: list[float] | None = None) -> str:
