@@ -89,6 +89,18 @@ def test_long_videos_and_many_media_are_cut_and_say_so(
     assert data["serving"] == [0, 1, 1]
 
 
+@pytest.mark.parametrize("allocation", ["pyramid", "ada"])
+def test_uneven_layers_and_heads(cli_json, words, allocation) -> None:
+    result = cli_json(*words, "--allocation", allocation)
+    layers = result["kept"] if allocation == "pyramid" else [sum(n) for n in result["kept"]]
+    assert sum(map(sum, result["kept"])) == LAYERS * HEADS * TOKENS // 4
+    if allocation == "pyramid":
+        assert layers[0] > layers[-1]
+    else:
+        assert layers == [HEADS * TOKENS // 4] * LAYERS
+        assert any(first != second for first, second in result["kept"])
+
+
 @pytest.mark.parametrize(
     ("more", "fix"),
     [

@@ -64,6 +64,13 @@ def inspect(
     scorer: Annotated[
         str, typer.Option(help="How importance is estimated.", rich_help_panel=COMPRESSION)
     ] = "clie",
+    allocation: Annotated[
+        str,
+        typer.Option(
+            help="How the budget is spread over layers and heads: uniform, pyramid or ada.",
+            rich_help_panel=COMPRESSION,
+        ),
+    ] = "uniform",
     source_layers: Annotated[
         str,
         typer.Option(
@@ -128,6 +135,7 @@ def inspect(
         quiet()
     config = PureKVConfig(
         budget=parse_budget(budget),
+        allocation=allocation,
         scorer=scorer,
         source_layers=parse_source_layers(source_layers),
         window=parse_window(window),
@@ -198,7 +206,7 @@ def inspect(
         media = ", ".join(name for name, _ in [*clips, *images])
         subject = (
             f"{media}: {report.visual_tokens[0]} visual tokens, {report.kept_visual_tokens[0]} "
-            f"kept in each head by {config.scorer}; KV cache {report.compression:.2f}x smaller; "
+            f"kept a head by {config.scorer}; KV cache {report.compression:.2f}x smaller; "
             f"{model_name}"
         )
         write_page(out, make_page(inspection, moments(inspection, clips, images), subject))

@@ -129,7 +129,7 @@ def _some(inspection: Inspection, all_moments: Sequence[Moment]) -> list[Moment]
 
 def _shown(all_moments: Sequence[Moment], some: Sequence[Moment]) -> str:
     if len(some) == len(all_moments):
-        return f"All {len(some)} moments are shown; of the frames that make one, the first."
+        return "Everything is shown; of video frames that the model sees as one, the first."
     return (
         f"{len(some)} of {len(all_moments)} moments are shown, evenly spaced, to keep the page "
         "small; the counts above and the matrices below are those of all."
