@@ -161,7 +161,7 @@ def retention_by_category(rows: Sequence[Row]) -> "Figure | None":
     axes.set_yticks(range(len(found)), [row_name(row) for row in found])
     axes.tick_params(length=0)
     axes.set_title(f"{budget:.3g}% of the visual tokens kept", fontsize=10)
-    figure.colorbar(image, ax=axes, label="retention", pad=0.01)
+    figure.colorbar(image, ax=axes, label="retention", pad=0.01, extend="max")
     return figure
 
 
