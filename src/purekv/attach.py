@@ -8,6 +8,7 @@ feel the eviction, the text behind the last visual token runs once more
 """
 
 import inspect
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -30,6 +31,7 @@ from purekv.ragged import RaggedLayer, settle
 from purekv.report import Report
 from purekv.rotation import Rotation
 from purekv.scoring import make_scorer
+from purekv.scoring.frame_difference import FrameDifference
 from purekv.timing import PhaseTimer
 from purekv.upstream import CACHE, cache_in
 
@@ -73,6 +75,7 @@ class Run:
         self._num_layers: int = self._language.config.num_hidden_layers
         self._scorer = make_scorer(config.scorer, config.source_layers, self._num_layers)
         self._allocation = ALLOCATIONS[config.allocation]
+        self._drop_layers = _drop_layers(config, self._scorer)
         self._backend = Backend(self._language)
         refuse_ragged_flash(config.allocation, self._backend.name)
         self._timer = PhaseTimer(model)
@@ -103,6 +106,13 @@ class Run:
             self._rotary.register_forward_hook(self._after_rotary, with_kwargs=True),
             language.register_forward_hook(self._after_language_model, with_kwargs=True),
         ]
+        if self.config.evict == "drop":
+            self._handles.append(
+                self._model.register_forward_pre_hook(_refuse_whole_sequences, with_kwargs=True)
+            )
+            for layer_idx, layer in enumerate(language.layers):
+                hook = partial(self._before_layer, layer_idx)
+                self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
         return self
 
     def __exit__(
@@ -152,8 +162,9 @@ class Run:
             quota = keep_counts(self.config.budget, layout)
             heads = self._language.config.num_key_value_heads
             self._prefill = Prefill(
-                self.config, self._scorer, self._allocation, layout, quota, self._num_layers, heads
-            )
+                self.config, self._scorer, self._allocation, layout, quota, self._num_layers, heads,
+                self._drop_layers,
+            )  # fmt: skip
             self._timer.reset()
 
     def _before_language_model(
@@ -168,6 +179,9 @@ class Run:
         self._cache = cache
         self._continuing = cache is not None and cache.get_seq_length() > 0
         embeds, attention_mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
+        if self._prefill is not None and isinstance(self._scorer, FrameDifference):
+            self._drop_before_layers(self._prefill, kwargs)
+            embeds, attention_mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
         if not self._continuing:
             positions = _text_positions(kwargs.get("position_ids")) if cache is None else None
             self._mask = self._backend.prefill_mask(embeds, attention_mask, positions)
@@ -193,6 +207,42 @@ class Run:
             position_ids = kwargs["position_ids"] if "position_ids" in kwargs else args[1]
             cos, sin = output
             self._prefill.rotation = Rotation(cos, sin, position_ids, module)
+
+    def _drop_before_layers(self, prefill: Prefill, kwargs: dict[str, Any]) -> None:
+        """Leave tokens out of the language model's arguments."""
+        if not prefill.evicts:
+            return
+        embeds = kwargs["inputs_embeds"]
+        scores = self._scorer.score_embeddings(embeds, prefill.layout)  # type: ignore[attr-defined]
+        prefill.drop(scores, prefill.quota)
+        assert prefill.kept is not None
+        kwargs["inputs_embeds"] = prefill.kept.take(embeds, 1)
+        kwargs["attention_mask"] = prefill.kept.is_token.long().to(embeds.device)
+        if kwargs.get("position_ids") is not None:
+            kwargs["position_ids"] = prefill.kept.take(kwargs["position_ids"], 0)
+
+    def _before_layer(
+        self, layer_idx: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Hand a layer only the tokens that it has to compute."""
+        prefill = self._prefill
+        if prefill is None or prefill.kept is None or self._continuing:
+            return None
+        kept, last_drop = prefill.kept, prefill.last_drop
+        hidden, *others = args or (kwargs["hidden_states"],)
+        if hidden.shape[1] != kept.width:  # dropped behind the layer below
+            assert last_drop is not None
+            hidden = last_drop.take(hidden, 1)
+            is_token = kept.is_token.to(hidden.device)
+            self._mask = self._backend.prefill_mask(hidden, is_token.long(), None)
+        angles, position_ids = kwargs["position_embeddings"], kwargs.get("position_ids")
+        if angles[0].shape[-2] != kept.width:
+            kwargs = {**kwargs, "position_embeddings": tuple(kept.take(x, 1) for x in angles)}
+            if position_ids is not None:
+                kwargs["position_ids"] = kept.take(position_ids, 0)
+        if args:
+            return (hidden, *others), kwargs
+        return args, {**kwargs, "hidden_states": hidden}
 
     def _attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
@@ -227,7 +277,9 @@ class Run:
     ) -> None:
         assert self._cache is not None
         layer = self._cache.layers[layer_idx]
-        prefill.kv_bytes_full += key.nbytes + value.nbytes
+        seq_len = prefill.layout.is_token.shape[1]
+        prefill.kv_bytes_full += (key.nbytes + value.nbytes) // key.shape[2] * seq_len
+        prefill.computed.append(query.shape[2])
         if prefill.evicts:
             selection = prefill.select(layer_idx, query, key, value, scaling)
             layer.evict(key, value, selection, prefill.seen)
@@ -253,6 +305,7 @@ class Run:
             "text_tokens": list(prefill.layout.text_tokens),
             "kept_per_layer": [layer.entries_per_head for layer in self._cache.layers],
             "longest_head_per_layer": [layer.physical_length for layer in self._cache.layers],
+            "computed_per_layer": prefill.computed,
             "source_layers": prefill.scoring.source_layers,
             "kv_bytes_full": prefill.kv_bytes_full,
             "kv_bytes_kept": cache_bytes(self._cache),
@@ -324,6 +377,20 @@ def refuse_ragged_flash(allocation: str, attention: str) -> None:
             'cannot mask; load the model with attn_implementation="sdpa", or use '
             'allocation="uniform" or "pyramid"'
         )
+
+
+def _drop_layers(config: PureKVConfig, scorer: Any) -> tuple[int, ...]:
+    return getattr(scorer, "source_layers", ()) if config.evict == "drop" else ()
+
+
+def _refuse_whole_sequences(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    for name in ("labels", "output_hidden_states"):
+        value = kwargs.get(name)
+        if value is not None and value is not False:
+            raise PureKVError(
+                f"{name} needs every position, and evict='drop' does not compute them all; "
+                f"leave {name} out, or use evict='post'"
+            )
 
 
 def _refuse_sliding_layers(config: Any) -> None:

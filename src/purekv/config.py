@@ -7,14 +7,14 @@ from typing import Any
 
 from purekv.allocation import ALLOCATIONS
 from purekv.errors import PureKVError
-from purekv.scoring import SCORERS
+from purekv.scoring import BEFORE_LAYERS, DROPPING, SCORERS
 
 # The contract names more values than are built; asking for one of those is refused here, before
 # any work, rather than silently served by something else.
 AVAILABLE: dict[str, tuple[str, ...]] = {
     "allocation": tuple(ALLOCATIONS),
     "prefill": ("dense",),
-    "evict": ("post",),
+    "evict": ("post", "drop"),
     "scope": ("visual",),
     "first_token": ("exact", "compressed"),
 }
@@ -49,7 +49,10 @@ class PureKVConfig:
     """Attention pattern of the prefill."""
 
     evict: str = "post"
-    """When entries leave: "post", after the layer's own attention, so that prefill is exact."""
+    """When entries leave: "post", after the layer's own attention, so that prefill is exact.
+    "drop": tokens that are not kept behind a source layer are not computed by the layers above it
+    (fewer behind each source, the budget's behind the last), which is faster and lossy. A plain
+    forward then answers logits of the kept positions only."""
 
     plan: str | None = None
     """Path of a calibrated plan."""
@@ -76,6 +79,7 @@ class PureKVConfig:
             value = getattr(self, name)
             if value not in allowed:
                 raise PureKVError(f"{name}={value!r} is not available; use {_one_of(allowed)}")
+        _check_drop(self)
         for name in ("plan", "tolerance"):
             if getattr(self, name) is not None:
                 raise PureKVError(f"{name} is not available in this version; leave it out")
@@ -142,6 +146,25 @@ def _check_window(window: object) -> None:
     if window != "question" and not (_is_int(window) and window >= 1):  # type: ignore[operator]
         raise PureKVError(
             f"window={window!r} is not understood; write 'question' or a number of text tokens"
+        )
+
+
+def _check_drop(config: PureKVConfig) -> None:
+    if config.evict != "drop":
+        if config.scorer in BEFORE_LAYERS:
+            raise PureKVError(
+                f"scorer={config.scorer!r} looks at tokens before any layer does; use evict='drop'"
+            )
+        return
+    if config.scorer not in DROPPING:
+        raise PureKVError(
+            f"scorer={config.scorer!r} cannot drop tokens; with evict='drop' use one of "
+            f"{', '.join(DROPPING)}"
+        )
+    if config.allocation != "uniform":
+        raise PureKVError(
+            f"evict='drop' keeps the same tokens in all layers; allocation={config.allocation!r} "
+            "needs evict='post'"
         )
 
 

@@ -1,12 +1,15 @@
 """One prefill being compressed: what is shared between its layers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from purekv.allocation import Allocation
+from purekv.allocation.uniform import Uniform
 from purekv.config import PureKVConfig
+from purekv.dropping import Kept, stage_quotas
 from purekv.errors import PureKVError
 from purekv.layout import Layout
 from purekv.rotation import Rotation
@@ -31,6 +34,30 @@ class Scoring:
             self.source_layers.append(layer.layer_idx)
         return self._scorer.score(layer, self._observed).expand(layer.value.shape[:3])
 
+    def keep(self, fewer: Kept) -> None:
+        """Go on with fewer tokens."""
+        if self._observed is not None:  # [B, heads, S]
+            self._observed = fewer.take(self._observed.transpose(1, 2), 1).transpose(1, 2)
+
+
+@dataclass
+class _Stage:
+    """The tokens that layers compute, from one drop to the next. Masks are on the CPU."""
+
+    layout: Layout
+    window: Window
+    stored: Tensor
+    """bool [B, S]; text that the cache keeps."""
+    selector: Selector
+    settled: bool = False
+    """Whether all of its visual tokens are within the quota: nothing is left to choose."""
+    on_device: dict[torch.device, tuple[Layout, Window]] = field(default_factory=dict)
+
+    def on(self, device: torch.device) -> tuple[Layout, Window]:
+        if device not in self.on_device:
+            self.on_device[device] = self.layout.to(device), self.window.to(device)
+        return self.on_device[device]
+
 
 class Prefill:
     """Scores and selects, layer after layer, for one prompt.
@@ -43,6 +70,7 @@ class Prefill:
         quota: visual entries that each (layer, KV head) keeps on average, per row.
         num_layers: of the model.
         num_key_value_heads: of every layer.
+        drop_layers: behind which tokens are dropped, down to the quota behind the last one.
 
     Raises:
         PureKVError: a row has nothing to score with, or no text to compute again.
@@ -57,6 +85,7 @@ class Prefill:
         quota: Sequence[int],
         num_layers: int,
         num_key_value_heads: int,
+        drop_layers: Sequence[int] = (),
     ) -> None:
         self.layout = layout
         self.quota = tuple(quota)
@@ -64,10 +93,16 @@ class Prefill:
         """False if the budget keeps everything; then nothing at all is changed."""
         self.scoring = Scoring(scorer)
         self.kv_bytes_full = 0
+        self.computed: list[int] = []
+        """Positions that each layer so far computed."""
         self.rotation: Rotation | None = None
         """Of the prompt; known once its layers run."""
+        self.kept: Kept | None = None
+        """Positions of the prompt that are still computed; None: all."""
+        self.last_drop: Kept | None = None
+        """The same, as positions of what was computed before the last drop."""
 
-        protected = layout.is_text
+        stored = layout.is_text
         self.tail: Tensor | None = None
         """bool [B, n]; the newest n positions, True at text that runs again on the compressed
         cache. None if nothing does."""
@@ -78,13 +113,21 @@ class Prefill:
                         f"row {row} of the prompt has no text after its last visual token to "
                         'compute again; put the question behind it, or use first_token="exact"'
                     )
-            protected = protected & ~layout.is_tail
+            stored = stored & ~layout.is_tail
             self.tail = layout.newest_tail
-        self._window = observation_window(layout, config.window)
-        self._selector = Selector(
-            allocation, layout.is_visual, protected, self.quota, num_layers, num_key_value_heads
+        self._allocation = allocation
+        self._num_layers, self._num_heads = num_layers, num_key_value_heads
+        window = observation_window(layout, config.window)
+        self._stage = _Stage(layout, window, stored, self._selector(layout.is_visual, stored))
+        self._drops: dict[int, list[int]] = {}
+        if self.evicts:
+            quotas = stage_quotas(layout.visual_tokens, self.quota, len(drop_layers))
+            self._drops = dict(zip(drop_layers, quotas, strict=True))
+
+    def _selector(self, evictable: Tensor, stored: Tensor) -> Selector:
+        return Selector(
+            self._allocation, evictable, stored, self.quota, self._num_layers, self._num_heads
         )
-        self._on_device: dict[torch.device, tuple[Layout, Window, Rotation]] = {}
 
     @property
     def seen(self) -> int:
@@ -96,20 +139,54 @@ class Prefill:
     def select(
         self, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Selection | RaggedSelection:
-        """Score one layer and choose its entries.
+        """Score one layer and choose its entries; behind some layers, also who goes on.
 
         Args:
-            query: [B, num_attention_heads, S, D], rotated.
+            query: [B, num_attention_heads, S, D], rotated; S positions are still computed.
             key, value: [B, num_key_value_heads, S, D].
         """
-        device = value.device
+        if self._stage.settled:
+            scores = torch.zeros(value.shape[:3], device=value.device)
+            return self._stage.selector.select(layer_idx, scores)
         assert self.rotation is not None
-        if device not in self._on_device:
-            self._on_device[device] = (
-                self.layout.to(device),
-                self._window.to(device),
-                self.rotation.to(device),
-            )
-        layout, window, rotation = self._on_device[device]
+        layout, window = self._stage.on(value.device)
+        rotation = self.rotation.to(value.device)
         layer = LayerInputs(layer_idx, query, key, value, scaling, layout, window, rotation)
-        return self._selector.select(layer_idx, self.scoring.score(layer))
+        scores = self.scoring.score(layer)
+        selection = self._stage.selector.select(layer_idx, scores)
+        if layer_idx in self._drops:
+            self.drop(scores.mean(1), self._drops[layer_idx])
+        return selection
+
+    def drop(self, scores: Tensor, quota: Sequence[int]) -> None:
+        """Go on with the best visual tokens and all text. Waits for the device once.
+
+        Args:
+            scores: float32 [B, S], of the positions that were computed so far.
+            quota: visual tokens that go on in each row.
+        """
+        stage = self._stage
+        is_visual, is_text = stage.layout.is_visual, stage.layout.is_text
+        chooser = Selector(Uniform(), is_visual, is_text, quota, 1, 1)
+        selection = chooser.select(0, scores[:, None])
+        assert isinstance(selection, Selection)
+        self.last_drop = Kept.of(selection)
+        self.kept = self.last_drop if self.kept is None else self.kept.of_these(self.last_drop)
+        self.scoring.keep(self.last_drop)
+        fewer = Kept(self.last_drop.index.cpu(), self.last_drop.is_token.cpu())
+
+        def taken(mask: Tensor) -> Tensor:
+            return fewer.take(mask, 0) & fewer.is_token
+
+        # What is left of a grid has holes, so it is no span any more.
+        layout = Layout(fewer.is_token, taken(is_visual), tuple(() for _ in quota))
+        stored = taken(stage.stored)
+        index = fewer.index.masked_fill(~fewer.is_token, -1)
+        position = torch.searchsorted(index, stage.window.position)  # its text is all still there
+        self._stage = _Stage(
+            layout,
+            Window(position.clamp(max=fewer.width - 1), stage.window.is_query),
+            stored,
+            self._selector(layout.is_visual, stored),
+            settled=tuple(quota) == self.quota,
+        )

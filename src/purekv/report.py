@@ -25,6 +25,8 @@ class Report:
     longest_head_per_layer: list[int]
     """Entries that attention meets in each layer: above `kept_per_layer` where heads keep
     different counts, as all are padded to the longest while the layer runs."""
+    computed_per_layer: list[int]
+    """Positions that each layer computed in the prefill, padding included."""
     source_layers: list[int]
     """Layers that computed attention scores."""
     kv_bytes_full: int

@@ -6,9 +6,11 @@ Text is protected and padding removed by `purekv.selection`, not by scorers.
 
 from collections.abc import Callable
 
+from purekv.scoring.attention import Attention
 from purekv.scoring.base import LayerInputs, Scorer
 from purekv.scoring.clie import CLIE
 from purekv.scoring.expected_attention import ExpectedAttention
+from purekv.scoring.frame_difference import FrameDifference
 from purekv.scoring.h2o import H2O
 from purekv.scoring.infinipot_v import InfiniPotV
 from purekv.scoring.key_diff import KeyDiff
@@ -22,6 +24,7 @@ SourceLayers = tuple[int, ...] | str
 
 SCORERS: dict[str, Callable[[SourceLayers, int], Scorer]] = {
     "clie": CLIE.for_model,
+    "attention": Attention.for_model,
     "snapkv": lambda source_layers, num_layers: SnapKV(),
     "h2o": lambda source_layers, num_layers: H2O(),
     "streaming": lambda source_layers, num_layers: Streaming(),
@@ -29,9 +32,15 @@ SCORERS: dict[str, Callable[[SourceLayers, int], Scorer]] = {
     "vatp": lambda source_layers, num_layers: VATP(),
     "expected_attention": lambda source_layers, num_layers: ExpectedAttention(),
     "infinipot_v": lambda source_layers, num_layers: InfiniPotV(num_layers),
+    "frame_difference": lambda source_layers, num_layers: FrameDifference(),
     "value_norm": lambda source_layers, num_layers: ValueNorm(),
     "random": lambda source_layers, num_layers: Random(),
 }
+
+# Of these, who can say which tokens no further layer need compute: behind their source layers, or
+# before the first one.
+DROPPING = ("clie", "attention", "frame_difference")
+BEFORE_LAYERS = ("frame_difference",)
 
 
 def make_scorer(name: str, source_layers: SourceLayers, num_layers: int) -> Scorer:
@@ -43,4 +52,4 @@ def make_scorer(name: str, source_layers: SourceLayers, num_layers: int) -> Scor
     return SCORERS[name](source_layers, num_layers)
 
 
-__all__ = ["SCORERS", "LayerInputs", "Scorer", "make_scorer"]
+__all__ = ["BEFORE_LAYERS", "DROPPING", "SCORERS", "LayerInputs", "Scorer", "make_scorer"]
