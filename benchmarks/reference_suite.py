@@ -29,7 +29,7 @@ from purekv.evals import (
     Sample,
     Turn,
     evaluate,
-    make_configs,
+    make_methods,
     read_samples,
     summarise,
 )
@@ -68,7 +68,7 @@ def main() -> None:
     checkpoint = Checkpoint.find(arguments.model or default_checkpoint())
     processor = checkpoint.processor()
     model = checkpoint.model(device=arguments.device, dtype=arguments.dtype)
-    configs = make_configs(arguments.methods, arguments.budgets, first_token="compressed")
+    configs = make_methods(arguments.methods, arguments.budgets, first_token="compressed")
     with tempfile.TemporaryDirectory() as folder:
         read = None
         if arguments.data:

@@ -242,9 +242,9 @@ def test_frame_difference_against_a_plain_loop(monkeypatch):
         model(**inputs)
     hook.remove()
     embeds = seen[0][0].double()
-    with recorded(monkeypatch) as record, torch.no_grad():
-        with PureKV(PureKVConfig(budget=0.4, evict="drop", scorer="frame_difference"))(model):
-            model(**inputs)
+    config = PureKVConfig(budget=0.4, evict="drop", scorer="frame_difference")
+    with recorded(monkeypatch) as record, torch.no_grad(), PureKV(config)(model):
+        model(**inputs)
     ids = inputs["input_ids"][0]
     score = {}
     merge = model.config.vision_config.spatial_merge_size

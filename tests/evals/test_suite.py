@@ -17,6 +17,10 @@ from purekv.evals import (
     Turn,
     answer_samples,
     evaluate,
+    make_configs,
+    make_methods,
+    method_name,
+    method_names,
     prepare_samples,
     summarise,
 )
@@ -232,3 +236,26 @@ def test_chosen_frames_are_spread_over_the_whole_clip():
     assert clip.fps == pytest.approx(0.4)
     with pytest.raises(PureKVError, match="share"):
         FewerFrames(200)
+
+
+@pytest.mark.parametrize("name", [*method_names(), "clie+ada"])
+def test_every_method_has_a_config_that_goes_by_its_name(name):
+    if name == "frame_difference":  # by its published name, evs
+        return
+    (method,) = make_methods([name], [1.0, 0.3], first_token="compressed")
+    assert method_name(method) == name
+    assert method.budget == 0.3
+
+
+def test_methods_that_drop_are_asked_by_themselves(samples):
+    methods = [
+        PureKVConfig(budget=0.4, evict="drop", source_layers=(0,), first_token="compressed"),
+        *make_configs(["evs"], [0.4], first_token="compressed"),
+    ]
+    records = ask(samples, methods)
+    model, processor = tiny_model(), tiny_processor()
+    for sample in samples:
+        batch = prepare_samples(model, processor, [sample], [from_memory(sample)])
+        for method, outcome in zip(methods, records[sample.id].outcomes[1:], strict=True):
+            with PureKV(method)(model):
+                assert outcome.answers == answer_samples(model, processor, batch)[0].texts

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import product
 from typing import Any, TypeAlias
 
+from purekv.allocation import ALLOCATIONS
 from purekv.config import PureKVConfig
 from purekv.errors import PureKVError
 from purekv.evals.frames import NAME as FRAMES
@@ -13,7 +14,12 @@ from purekv.scoring import SCORERS
 Method: TypeAlias = PureKVConfig | FewerFrames
 
 # Published methods that are a scorer and something else.
-ALIASES: dict[str, dict[str, Any]] = {}
+ALIASES: dict[str, dict[str, Any]] = {
+    "pyramidkv": {"scorer": "snapkv", "allocation": "pyramid"},
+    "adakv": {"scorer": "snapkv", "allocation": "ada"},
+    "fastv": {"scorer": "attention", "source_layers": (2,), "window": 1, "evict": "drop"},
+    "evs": {"scorer": "frame_difference", "evict": "drop"},  # vLLM's efficient video sampling
+}
 
 
 def method_names() -> list[str]:
@@ -28,9 +34,13 @@ def method_settings(name: str) -> dict[str, Any]:
     """
     if name in ALIASES:
         return dict(ALIASES[name])
-    if name not in SCORERS:
-        raise PureKVError(f"method {name!r} is unknown; methods are {', '.join(method_names())}")
-    return {"scorer": name}
+    scorer, _, allocation = name.partition("+")
+    if scorer not in SCORERS or (allocation and allocation not in ALLOCATIONS):
+        raise PureKVError(
+            f"method {name!r} is unknown; methods are {', '.join(method_names())}, and any scorer "
+            "with an allocation, such as clie+ada"
+        )
+    return {"scorer": scorer, "allocation": allocation or "uniform"}
 
 
 def method_name(config: Method) -> str:
@@ -40,7 +50,8 @@ def method_name(config: Method) -> str:
     for name, settings in ALIASES.items():
         if all(getattr(config, field) == value for field, value in settings.items()):
             return name
-    return config.scorer
+    spread = "" if config.allocation == "uniform" else f"+{config.allocation}"
+    return config.scorer + spread
 
 
 def make_configs(
@@ -56,9 +67,8 @@ def make_configs(
     """
     configs = []
     for name, prefill, evict, budget in product(methods, prefills, evicts, budgets):
-        config = PureKVConfig(
-            budget=budget, prefill=prefill, evict=evict, **{**settings, **method_settings(name)}
-        )
+        chosen = {"prefill": prefill, "evict": evict, **settings, **method_settings(name)}
+        config = PureKVConfig(budget=budget, **chosen)
         if (budget, prefill) != (1.0, "dense") and config not in configs:
             configs.append(config)
     return configs
