@@ -187,7 +187,9 @@ class Renderer:
     @torch.no_grad()
     def render(self, packed: Packed) -> tuple[Tensor, Owners]:
         """Pixels, uint8 [B, F, P, P, 3], and what each token shows."""
+        # Nothing below waits for the device, so that a trainer can draw the next batch meanwhile.
         kinds = packed.kinds.tolist()
+        has_gain = bool((packed.gain != 256).any())
         packed = packed.to(self.device)
         batch, frames, size = len(kinds), packed.frames, packed.size
         pixels = batch * frames * size * size
@@ -196,26 +198,31 @@ class Renderer:
         canvas[:pixels] = self._backgrounds(packed, kinds).view(-1, 3)
         patches, grid, things = max(frames // 2, 1), size // s.TOKEN, packed.things.shape[1]
         shape = (batch, patches, grid, grid)
-        votes = torch.zeros(batch * patches * grid**2 * things, dtype=torch.int32).to(self.device)
+        tokens = batch * patches * grid**2
+        votes = torch.zeros(tokens * things, dtype=torch.int32, device=self.device)
         for k in range(things):
             index, token, shown, colour = self._thing(packed, k)
             canvas[index] = colour
             votes.index_add_(0, (token * things + k).flatten(), shown.flatten().int())
         most, owner = votes.view(-1, things).max(-1)
         enough = 100 * (2 if frames > 1 else 1)
-        owners = Owners(
-            torch.where(most >= enough, owner + 1, 0).view(shape),
-            *(torch.zeros(shape, dtype=torch.long, device=self.device) for _ in range(5)),
-        )
+        thing = torch.where(most >= enough, owner + 1, 0).view(shape)
+        # One spare token at the end takes what is not to be marked.
+        marks = {
+            name: torch.zeros(tokens + 1, dtype=torch.long, device=self.device)
+            for name in ("text", "left", "right", "letter", "digit")
+        }
         for number, texts in enumerate(packed.texts):
             index, colour = self._text(packed, texts)
             canvas[index] = colour
-            self._mark(packed, texts, number, owners)
+            self._mark(packed, texts, number, marks)
         image = canvas[:pixels].view(batch, frames, size, size, 3)
-        if bool((packed.gain != 256).any()):
+        if has_gain:
             gain = packed.gain.int().view(batch, frames, 1, 1, 1)
             image = ((image.int() * gain) >> 8).clamp_(max=255).to(torch.uint8)
-        return image, owners
+        return image, Owners(
+            thing, **{name: mark[:tokens].view(shape) for name, mark in marks.items()}
+        )
 
     def _backgrounds(self, packed: Packed, kinds: list[int]) -> Tensor:
         batch, frames, size = len(kinds), packed.frames, packed.size
@@ -362,11 +369,11 @@ class Renderer:
         index, _ = self._address(packed, scene, t, top + y + jump_y, left + x + jump_x, shown)
         return index, colour
 
-    def _mark(self, packed: Packed, texts: Texts, number: int, owners: Owners) -> None:
+    def _mark(self, packed: Packed, texts: Texts, number: int, marks: dict[str, Tensor]) -> None:
         """Write down in which token the centre of each character lies."""
         left, top, width, height, start, stop, _ = texts.fields.view(-1, 7, 1, 1, 1).unbind(1)
         states, lines, columns = texts.table.shape[1:]
-        batch, patches, grid = owners.text.shape[:3]
+        batch, patches, grid = len(packed.kinds), max(packed.frames // 2, 1), packed.size // s.TOKEN
         b, t, row, column = (
             torch.arange(n, device=self.device).view([-1 if i == j else 1 for j in range(4)])
             for i, n in enumerate((batch, patches, lines, columns))
@@ -382,14 +389,19 @@ class Renderer:
         token = ((b * patches + t) * grid + y.clamp(0, packed.size - 1) // s.TOKEN) * grid + at
         second = (x - width) // s.TOKEN == at  # the character before is in the same token
         second = second & (column > 0) & shown.roll(1, -1)
-        for target, chosen in ((owners.left, shown & ~second), (owners.right, shown & second)):
-            target.view(-1)[token.expand_as(glyph)[chosen]] = glyph[chosen] + 1
-        owners.text.view(-1)[token.expand_as(glyph)[shown]] = number + 1
+
+        def mark(name: str, chosen: Tensor, value: Tensor) -> None:
+            spare = len(marks[name]) - 1
+            marks[name][torch.where(chosen, token, spare)] = value
+
+        mark("left", shown & ~second, glyph + 1)
+        mark("right", shown & second, glyph + 1)
+        mark("text", shown, torch.full_like(glyph, number + 1))
         if texts.role == "page":
             pitch = s.ENTRY + s.GAP
-            for offset, target in enumerate((owners.letter, owners.digit)):
+            for offset, name in enumerate(("letter", "digit")):
                 label = texts.table[b, state, row, column // pitch * pitch + offset]
-                target.view(-1)[token.expand_as(glyph)[shown]] = label[shown] + 1
+                mark(name, shown, label + 1)
 
     @staticmethod
     def _jumps(packed: Packed, role: str = "", each: int = 2) -> list[Tensor]:
