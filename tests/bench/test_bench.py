@@ -127,6 +127,16 @@ def test_scoring_is_told_apart_by_where_it_observes(workload) -> None:
     assert nowhere["scoring_source"] == 0 < nowhere["scoring_elsewhere"]
 
 
+@pytest.mark.parametrize("scorer", ["clie", "frame_difference"])
+def test_dropping_is_a_part_of_its_own(workload, scorer) -> None:
+    config = PureKVConfig(scorer=scorer, evict="drop", first_token="compressed")
+    parts = ablate(workload, config).parts
+    assert parts["dropping"] > 0
+    assert all(ms >= 0 for name, ms in parts.items() if name != "other")
+    post = ablate(workload, PureKVConfig()).parts
+    assert post["dropping"] == 0
+
+
 def test_the_ablation_adds_no_more_than_its_timers(workload) -> None:
     """Its own time is a part of the prefill that it timed."""
     ablation = ablate(workload, PureKVConfig(first_token="compressed"))

@@ -26,6 +26,8 @@ PARTS = {
     "scoring_elsewhere": "scoring in all other layers",
     "selection": "the top-k of each head, and the positions of what stays",
     "compaction": "gathering what stays into smaller tensors",
+    "dropping": 'leaving tokens out of the layers above (evict="drop"), their scoring included '
+    "where it is done before the first layer",
     "tail_rerun": 'the question again on the compressed cache (first_token="compressed")',
     "other": "the rest of PureKV's own code",
 }
@@ -87,6 +89,18 @@ class TimedRun(Run):
 
         scoring.score = timed_score  # type: ignore[method-assign]
         prefill.select = self._laps.around(_SELECT, prefill.select)
+
+    def _drop_before_layers(self, prefill: Prefill, kwargs: dict[str, Any]) -> None:
+        with self._laps(_TOTAL), self._laps("dropping"):
+            super()._drop_before_layers(prefill, kwargs)
+
+    def _before_layer(
+        self, layer_idx: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if self._prefill is None:  # the tail that runs again, inside its own lap
+            return super()._before_layer(layer_idx, module, args, kwargs)
+        with self._laps(_TOTAL), self._laps("dropping"):
+            return super()._before_layer(layer_idx, module, args, kwargs)
 
     def _evict(
         self,

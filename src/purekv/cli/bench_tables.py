@@ -20,11 +20,12 @@ _PHASES = {
 }
 _COMMON = ("decode_video", "vision")  # the same for every cache
 _PARTS = {
-    "setup": "setup",
-    "scoring_source": "source",
-    "scoring_elsewhere": "others",
+    "setup": "set up",
+    "scoring_source": "score,\nsource",
+    "scoring_elsewhere": "score,\nothers",
     "selection": "select",
     "compaction": "gather",
+    "dropping": "drop",
     "tail_rerun": "tail",
     "other": "other",
 }
@@ -71,7 +72,7 @@ def _phases(rows: list[Row]) -> Table:
                 over = {}
             table.add_row(
                 title if what in _COMMON else f"  {_name(row)}",
-                f"{row['ms']:.2f}",
+                _ms(row["ms"]),
                 f"{(row['ms_max'] - row['ms_min']) / row['ms']:.0%}",
                 "" if row["tok_s"] is None else f"{row['tok_s']:.1f}",
                 f"{row['peak_bytes'] / _MIB:.0f}",
@@ -82,7 +83,9 @@ def _phases(rows: list[Row]) -> Table:
 
 
 def _overhead(rows: Iterable[Row]) -> Table:
-    table = _table("ms", "of\ndense", *_PARTS.values())
+    rows = list(rows)
+    parts = [part for part in _PARTS if any(row["parts"][part] for row in rows)]
+    table = _table("ms", "of\ndense", *(_PARTS[part] for part in parts))
     for first_token, found in groupby(
         sorted(rows, key=lambda row: FIRST_TOKENS.index(row["first_token"])),
         key=lambda row: row["first_token"],
@@ -91,9 +94,9 @@ def _overhead(rows: Iterable[Row]) -> Table:
         for row in found:
             table.add_row(
                 f"  {_name(row)}",
-                f"{row['ms']:.2f}",
+                _ms(row["ms"]),
                 "" if row.get("share") is None else f"{row['share']:.1%}",
-                *(f"{row['parts'][part]:.2f}" for part in _PARTS),
+                *(_ms(row["parts"][part]) for part in parts),
             )
     return table
 
@@ -104,6 +107,10 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, justify="right")
     return table
+
+
+def _ms(value: float) -> str:
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
 def _method(row: Row) -> tuple[Any, ...]:
