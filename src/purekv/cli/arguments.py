@@ -52,9 +52,14 @@ def parse_source_layers(text: str) -> str | tuple[int, ...]:
     return tuple(_integer(word, hint) for word in text.split(","))
 
 
+def split_words(text: str) -> list[str]:
+    """ "clie,snapkv"."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
 def parse_words(name: str, text: str) -> list[str]:
-    """ "clie,snapkv"; the name is the option's."""
-    words = [word.strip() for word in text.split(",") if word.strip()]
+    """As `split_words`, one or more; the name is the option's."""
+    words = split_words(text)
     if not words:
         raise PureKVError(f"{name}={text!r} is empty; give one or more, separated by commas")
     return words
@@ -67,6 +72,11 @@ def parse_counts(name: str, text: str) -> list[int]:
     if min(counts) < 1:
         raise PureKVError(hint)
     return counts
+
+
+def check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise PureKVError(f"{name}={value}; it must be at least 1")
 
 
 def _integer(text: str, hint: str) -> int:

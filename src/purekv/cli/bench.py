@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from purekv.cli import options
 from purekv.cli.arguments import (
     parse_budget,
     parse_counts,
@@ -15,123 +16,65 @@ from purekv.cli.arguments import (
     parse_words,
 )
 from purekv.cli.errors import explains_errors
+from purekv.cli.inputs import SAMPLE, find_checkpoint, video_path
+from purekv.cli.options import COMPRESSION, MODEL, OUTPUT, option
 from purekv.cli.progress import step
 
 if TYPE_CHECKING:
     from purekv.bench import Subject
 
-SAMPLE = "sample"  # instead of a path: the clip that ships with purekv
-
-SUBJECT, METHODS, MEASURING, OUTPUT = "Model and prompt", "Methods", "Measuring", "Output"
+PROMPT, MEASURING = "Prompt", "Measuring"
 
 
 @explains_errors
 def bench(
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Hub id or directory. Default: the embedded reference model.",
-            rich_help_panel=SUBJECT,
-        ),
-    ] = None,
+    model: options.Model = None,
     video: Annotated[
         str | None,
-        typer.Option(
-            help="A video file. Default: sample, the clip that ships with purekv.",
-            rich_help_panel=SUBJECT,
-        ),
+        option(PROMPT, "A video file. Default: sample, the clip that ships with purekv."),
     ] = None,
     shapes: Annotated[
         str | None,
-        typer.Option(
-            help="Random weights at the shapes of a model instead: qwen2.5-vl-7b or tiny.",
-            rich_help_panel=SUBJECT,
-        ),
+        option(MODEL, "Random weights at the shapes of a model instead: qwen2.5-vl-7b or tiny."),
     ] = None,
     tokens: Annotated[
         str | None,
-        typer.Option(
-            help="Comma-separated visual tokens of a prompt, about; the video is cut, or played "
+        option(
+            PROMPT,
+            "Comma-separated visual tokens of a prompt, about; the video is cut, or played "
             "again. Default: the video's own, or 1000 with --shapes.",
-            rich_help_panel=SUBJECT,
         ),
     ] = None,
-    batch: Annotated[
-        str, typer.Option(help="Comma-separated prompts at once.", rich_help_panel=SUBJECT)
-    ] = "1",
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=SUBJECT)
-    ] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=SUBJECT)
-    ] = "auto",
-    methods: Annotated[
-        str, typer.Option(help="Comma-separated names.", rich_help_panel=METHODS)
-    ] = "clie",
-    budgets: Annotated[
-        str,
-        typer.Option(
-            help="Comma-separated shares (0.2) or counts (200) of visual tokens.",
-            rich_help_panel=METHODS,
-        ),
-    ] = "0.2",
-    prefill: Annotated[
-        str, typer.Option(help="Comma-separated attention patterns.", rich_help_panel=METHODS)
-    ] = "dense",
-    evict: Annotated[
-        str, typer.Option(help="Comma-separated ways to evict.", rich_help_panel=METHODS)
-    ] = "post",
+    batch: Annotated[str, option(PROMPT, "Comma-separated prompts at once.")] = "1",
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    methods: options.Methods = "clie",
+    budgets: options.Budgets = "0.2",
+    prefill: options.Prefills = "dense",
+    evict: options.Evicts = "post",
     first_token: Annotated[
-        str,
-        typer.Option(
-            help="exact, or compressed; the ablation shows both.", rich_help_panel=METHODS
-        ),
+        str, option(COMPRESSION, "exact, or compressed; the ablation shows both.")
     ] = "exact",
-    source_layers: Annotated[
-        str,
-        typer.Option(help="Of CLIE: auto, or e.g. 2,8,14.", rich_help_panel=METHODS),
-    ] = "auto",
-    window: Annotated[
-        str,
-        typer.Option(
-            help="Text that observes: question, or the last N tokens.", rich_help_panel=METHODS
-        ),
-    ] = "question",
-    plan: Annotated[
-        str | None, typer.Option(help="A calibrated plan's file.", rich_help_panel=METHODS)
-    ] = None,
+    source_layers: options.SourceLayers = "auto",
+    window: options.Window = "question",
+    plan: options.Plan = None,
     baselines: Annotated[
         str,
-        typer.Option(
-            help="Comma-separated attention of the dense model: sdpa, flash, eager.",
-            rich_help_panel=MEASURING,
-        ),
+        option(MEASURING, "Comma-separated attention of the dense model: sdpa, flash, eager."),
     ] = "sdpa,flash,eager",
     phases: Annotated[
         str | None,
-        typer.Option(
-            help="Comma-separated, of decode_video, vision, lm_prefill, ttft, decode, overhead. "
+        option(
+            MEASURING,
+            "Comma-separated, of decode_video, vision, lm_prefill, ttft, decode, overhead. "
             "Default: all.",
-            rich_help_panel=MEASURING,
         ),
     ] = None,
-    repeats: Annotated[
-        int, typer.Option(help="Rounds that count, after a warm-up.", rich_help_panel=MEASURING)
-    ] = 5,
-    decode_tokens: Annotated[
-        int, typer.Option(help="Tokens decoded in a round.", rich_help_panel=MEASURING)
-    ] = 16,
-    out: Annotated[
-        Path | None, typer.Option(help="A file for the JSON as well.", rich_help_panel=OUTPUT)
-    ] = None,
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=OUTPUT),
-    ] = False,
-    debug: Annotated[
-        bool,
-        typer.Option("--debug", help="Show warnings and tracebacks.", rich_help_panel=OUTPUT),
-    ] = False,
+    repeats: Annotated[int, option(MEASURING, "Rounds that count, after a warm-up.")] = 5,
+    decode_tokens: Annotated[int, option(MEASURING, "Tokens decoded in a round.")] = 16,
+    out: Annotated[Path | None, option(OUTPUT, "A file for the JSON as well.")] = None,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """Time, memory and where the milliseconds go, of the full cache and of each method in turn.
 
@@ -219,9 +162,8 @@ def _subject(
 ) -> "Subject":
     from purekv import PureKVError
     from purekv.bench import RandomSubject, VideoSubject
-    from purekv.loading import Checkpoint, find_device
+    from purekv.loading import find_device
     from purekv.media import check_file
-    from purekv.reference import default_checkpoint, sample_video
 
     if shapes is not None:
         for option, value in (("--model", model), ("--video", video)):
@@ -230,10 +172,7 @@ def _subject(
                     f"--shapes has random weights and pixels; leave out {option} or --shapes"
                 )
         return RandomSubject(shapes, device, dtype)
-    path = sample_video() if video in (None, SAMPLE) else Path(str(video))
+    path = video_path(SAMPLE if video is None else video)
     find_device(device)  # before the reference model is built, which takes a while
     check_file(path, "video")
-    if model is None:
-        with step("preparing the reference model") as progress:
-            model = str(default_checkpoint(progress.say))
-    return VideoSubject(Checkpoint.find(model), path, device, dtype)
+    return VideoSubject(find_checkpoint(model), path, device, dtype)

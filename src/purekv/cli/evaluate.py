@@ -8,110 +8,59 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from purekv.cli.arguments import parse_budget, parse_source_layers, parse_window
+from purekv.cli import options
+from purekv.cli.arguments import (
+    check_positive,
+    parse_budget,
+    parse_source_layers,
+    parse_window,
+    split_words,
+)
 from purekv.cli.errors import explains_errors
+from purekv.cli.inputs import check_layers, find_checkpoint
+from purekv.cli.options import MODEL, OUTPUT, option
 from purekv.cli.progress import step
 
 if TYPE_CHECKING:
     from purekv.evals import Sample
 
-DATA, METHODS, MODEL, OUTPUT = "Data", "Methods", "Model", "Output"
+DATA = "Data"
 
 
 @explains_errors
 def evaluate(
-    data: Annotated[
-        Path,
-        typer.Option(help="A data set's .jsonl, or the folder of one.", rich_help_panel=DATA),
-    ],
-    limit: Annotated[
-        int | None,
-        typer.Option(help="Samples, picked at random by --seed.", rich_help_panel=DATA),
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(help="Of the picks and the intervals.", rich_help_panel=DATA)
-    ] = 0,
-    methods: Annotated[
-        str, typer.Option(help="Comma-separated names.", rich_help_panel=METHODS)
-    ] = "clie,snapkv,streaming",
-    budgets: Annotated[
-        str,
-        typer.Option(
-            help="Comma-separated shares (0.2) or counts (200) of visual tokens.",
-            rich_help_panel=METHODS,
-        ),
-    ] = "1.0,0.2,0.1",
-    prefill: Annotated[
-        str, typer.Option(help="Comma-separated attention patterns.", rich_help_panel=METHODS)
-    ] = "dense",
-    evict: Annotated[
-        str, typer.Option(help="Comma-separated ways to evict.", rich_help_panel=METHODS)
-    ] = "post",
-    first_token: Annotated[
-        str,
-        typer.Option(
-            help="compressed, so that even one-token answers feel the eviction; or exact.",
-            rich_help_panel=METHODS,
-        ),
-    ] = "compressed",
-    source_layers: Annotated[
-        str,
-        typer.Option(help="Of CLIE: auto, or e.g. 2,8,14.", rich_help_panel=METHODS),
-    ] = "auto",
-    window: Annotated[
-        str,
-        typer.Option(
-            help="Text that observes: question, or the last N tokens.", rich_help_panel=METHODS
-        ),
-    ] = "question",
-    plan: Annotated[
-        str | None, typer.Option(help="A calibrated plan's file.", rich_help_panel=METHODS)
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Hub id or directory. Default: the embedded reference model.",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MODEL)
-    ] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=MODEL)
-    ] = "auto",
-    batch: Annotated[
-        int, typer.Option(help="Samples prefilled together.", rich_help_panel=MODEL)
-    ] = 4,
+    data: Annotated[Path, option(DATA, "A data set's .jsonl, or the folder of one.")],
+    limit: Annotated[int | None, option(DATA, "Samples, picked at random by --seed.")] = None,
+    seed: Annotated[int, option(DATA, "Of the picks and the intervals.")] = 0,
+    methods: options.Methods = "clie,snapkv,streaming",
+    budgets: options.Budgets = "1.0,0.2,0.1",
+    prefill: options.Prefills = "dense",
+    evict: options.Evicts = "post",
+    first_token: options.FirstToken = "compressed",
+    source_layers: options.SourceLayers = "auto",
+    window: options.Window = "question",
+    plan: options.Plan = None,
+    model: options.Model = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    batch: Annotated[int, option(MODEL, "Samples prefilled together.")] = 4,
     out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for the table and each sample's record.", rich_help_panel=OUTPUT),
+        Path | None, option(OUTPUT, "Folder for the table and each sample's record.")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on in --out's folder.", rich_help_panel=OUTPUT)
-    ] = False,
+    resume: Annotated[bool, option(OUTPUT, "Go on in --out's folder.", "--resume")] = False,
     plots: Annotated[
         bool,
-        typer.Option(
+        option(
+            OUTPUT,
+            "Draw the table into --out's folder, with a page that shows the pictures.",
             "--plots",
-            help="Draw the table into --out's folder, with a page that shows the pictures.",
-            rich_help_panel=OUTPUT,
         ),
     ] = False,
     speed_samples: Annotated[
-        int,
-        typer.Option(
-            help="Samples on which each method is timed by itself; 0: none.", rich_help_panel=OUTPUT
-        ),
+        int, option(OUTPUT, "Samples on which each method is timed by itself; 0: none.")
     ] = 3,
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=OUTPUT),
-    ] = False,
-    debug: Annotated[
-        bool,
-        typer.Option("--debug", help="Show warnings and tracebacks.", rich_help_panel=OUTPUT),
-    ] = False,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """Accuracy that methods keep at each budget, against the same model's full cache.
 
@@ -127,14 +76,13 @@ def evaluate(
     from purekv.evals.plots import require_matplotlib, write_plots
     from purekv.evals.speed import measure_speed
     from purekv.evals.store import Store
-    from purekv.loading import Checkpoint, find_device, fingerprint
-    from purekv.scoring import make_scorer
+    from purekv.loading import find_device, fingerprint
 
     if not debug:
         quiet()
-    for name, value, least in (("limit", limit, 1), ("batch", batch, 1)):
-        if value is not None and value < least:
-            raise PureKVError(f"{name}={value}; it must be at least {least}")
+    if limit is not None:
+        check_positive("limit", limit)
+    check_positive("batch", batch)
     if resume and out is None:
         raise PureKVError("--resume goes on in a folder; name it with --out")
     if plots:
@@ -142,10 +90,10 @@ def evaluate(
             raise PureKVError("--plots draws into a folder; name it with --out")
         require_matplotlib()
     configs = make_methods(
-        _words(methods),
-        [parse_budget(word) for word in _words(budgets)],
-        prefills=_words(prefill),
-        evicts=_words(evict),
+        split_words(methods),
+        [parse_budget(word) for word in split_words(budgets)],
+        prefills=split_words(prefill),
+        evicts=split_words(evict),
         first_token=first_token,
         source_layers=parse_source_layers(source_layers),
         window=parse_window(window),
@@ -155,16 +103,8 @@ def evaluate(
     if data.is_dir():
         data = data / "data.jsonl"
     samples = _picked(data, limit, seed)
-    if model is None:
-        from purekv.reference import default_checkpoint
-
-        with step("preparing the reference model") as progress:
-            model = str(default_checkpoint(progress.say))
-    checkpoint = Checkpoint.find(model)
-    num_layers = checkpoint.config.get_text_config().num_hidden_layers
-    for config in configs:
-        if isinstance(config, PureKVConfig):
-            make_scorer(config.scorer, config.source_layers, num_layers)
+    checkpoint = find_checkpoint(model)
+    check_layers(checkpoint, [config for config in configs if isinstance(config, PureKVConfig)])
     processor = checkpoint.processor()
     with step("loading the model"):
         loaded = checkpoint.model(device=device, dtype=dtype)
@@ -223,10 +163,6 @@ def evaluate(
         typer.echo(json.dumps(_environment(loaded) | result | {"rows": rows}))
     else:
         tables.show_evaluation(rows)
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _picked(data: Path, limit: int | None, seed: int) -> "list[Sample]":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from purekv.cli.errors import explains_errors
+from purekv.cli.options import Debug, Json
 from purekv.cli.progress import step
 from purekv.cli.quiet import quiet
 from purekv.errors import PureKVError
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
     from purekv.reference.data import Geometry
 
 app = typer.Typer(help="The embedded reference model and its questions.", no_args_is_help=True)
-
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
 @app.command()

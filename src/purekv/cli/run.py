@@ -2,142 +2,54 @@
 
 import json
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from purekv.cli.arguments import parse_budget, parse_source_layers, parse_window
+from purekv.cli import options
+from purekv.cli.arguments import check_positive, parse_budget, parse_source_layers, parse_window
 from purekv.cli.errors import explains_errors
+from purekv.cli.inputs import (
+    check_layers,
+    find_checkpoint,
+    questions_about,
+    read_clips,
+    video_path,
+)
+from purekv.cli.options import COMPRESSION, MEDIA, OUTPUT, option
 from purekv.cli.progress import step
-
-if TYPE_CHECKING:
-    from purekv.media import Clip
-
-SAMPLE = "sample"  # instead of a path: the clip that ships with purekv
-
-MEDIA, COMPRESSION, MODEL, OUTPUT = "Media", "Compression", "Model", "Output"
 
 
 @explains_errors
 def run(
-    video: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Video files; 'sample' is the clip that ships with purekv, questions included.",
-            rich_help_panel=MEDIA,
-        ),
-    ] = None,
-    image: Annotated[
-        list[str] | None, typer.Option(help="Image files.", rich_help_panel=MEDIA)
-    ] = None,
+    video: options.Videos = None,
+    image: options.Images = None,
     ask: Annotated[
-        list[str] | None,
-        typer.Option(help="Questions, in turn; each continues the chat.", rich_help_panel=MEDIA),
+        list[str] | None, option(MEDIA, "Questions, in turn; each continues the chat.")
     ] = None,
-    fps: Annotated[
-        float | None,
-        typer.Option(
-            help="Frames sampled per second. Default: the model's own.", rich_help_panel=MEDIA
-        ),
-    ] = None,
-    max_frames: Annotated[
-        int | None,
-        typer.Option(
-            help="Most frames of a video. Default: the model's own.", rich_help_panel=MEDIA
-        ),
-    ] = None,
-    max_pixels: Annotated[
-        int | None,
-        typer.Option(
-            help="Most pixels of a frame or image. Default: the model's own.", rich_help_panel=MEDIA
-        ),
-    ] = None,
-    start: Annotated[
-        float, typer.Option(help="Second at which to start.", rich_help_panel=MEDIA)
-    ] = 0.0,
-    end: Annotated[
-        float | None,
-        typer.Option(help="Second at which to end.", rich_help_panel=MEDIA),
-    ] = None,
-    budget: Annotated[
-        str,
-        typer.Option(
-            help="Visual tokens to keep: a share (0.2) or a count (200).",
-            rich_help_panel=COMPRESSION,
-        ),
-    ] = "0.2",
-    scorer: Annotated[
-        str, typer.Option(help="How importance is estimated.", rich_help_panel=COMPRESSION)
-    ] = "clie",
-    allocation: Annotated[
-        str,
-        typer.Option(
-            help="How the budget is spread over layers and heads: uniform, pyramid or ada.",
-            rich_help_panel=COMPRESSION,
-        ),
-    ] = "uniform",
-    source_layers: Annotated[
-        str,
-        typer.Option(
-            help="Layers whose attention is measured: auto, or e.g. 2,8,14.",
-            rich_help_panel=COMPRESSION,
-        ),
-    ] = "auto",
-    window: Annotated[
-        str,
-        typer.Option(
-            help="Text that observes: question, or the last N tokens.",
-            rich_help_panel=COMPRESSION,
-        ),
-    ] = "question",
-    prefill: Annotated[
-        str, typer.Option(help="Attention pattern of the prefill.", rich_help_panel=COMPRESSION)
-    ] = "dense",
-    evict: Annotated[
-        str, typer.Option(help="When entries leave the cache.", rich_help_panel=COMPRESSION)
-    ] = "post",
-    first_token: Annotated[
-        str,
-        typer.Option(
-            help="exact, or compressed: let the first answer token feel the eviction too.",
-            rich_help_panel=COMPRESSION,
-        ),
-    ] = "exact",
-    plan: Annotated[
-        str | None, typer.Option(help="A calibrated plan's file.", rich_help_panel=COMPRESSION)
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Hub id or directory. Default: the embedded reference model.",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MODEL)
-    ] = "auto",
-    dtype: Annotated[
-        str,
-        typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=MODEL),
-    ] = "auto",
-    max_new_tokens: Annotated[
-        int, typer.Option(help="Longest answer, in tokens.", rich_help_panel=MODEL)
-    ] = 64,
+    fps: options.Fps = None,
+    max_frames: options.MaxFrames = None,
+    max_pixels: options.MaxPixels = None,
+    start: options.Start = 0.0,
+    end: options.End = None,
+    budget: options.Budget = "0.2",
+    scorer: options.Scorer = "clie",
+    allocation: options.Allocation = "uniform",
+    source_layers: options.SourceLayers = "auto",
+    window: options.Window = "question",
+    prefill: Annotated[str, option(COMPRESSION, "Attention pattern of the prefill.")] = "dense",
+    evict: Annotated[str, option(COMPRESSION, "When entries leave the cache.")] = "post",
+    first_token: options.FirstToken = "exact",
+    plan: options.Plan = None,
+    model: options.Model = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    max_new_tokens: options.MaxNewTokens = 64,
     compare: Annotated[
-        bool,
-        typer.Option(
-            "--compare", help="Ask the uncompressed model as well.", rich_help_panel=OUTPUT
-        ),
+        bool, option(OUTPUT, "Ask the uncompressed model as well.", "--compare")
     ] = False,
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=OUTPUT),
-    ] = False,
-    debug: Annotated[
-        bool,
-        typer.Option("--debug", help="Show warnings and tracebacks.", rich_help_panel=OUTPUT),
-    ] = False,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """Ask questions about videos and images, on a fraction of the KV cache.
 
@@ -149,10 +61,8 @@ def run(
     from purekv.cli import tables
     from purekv.cli.compare import Request, answer, to_json
     from purekv.cli.quiet import quiet
-    from purekv.loading import Checkpoint, find_device
+    from purekv.loading import find_device
     from purekv.media import check_file, read_image
-    from purekv.scoring import make_scorer
-    from purekv.session import read_clip
 
     if not debug:
         quiet()
@@ -167,42 +77,29 @@ def run(
         first_token=first_token,
         plan=plan,
     )
-    if max_new_tokens < 1:
-        raise PureKVError(f"max_new_tokens={max_new_tokens}; it must be at least 1")
+    check_positive("max_new_tokens", max_new_tokens)
     find_device(device)
-    paths, questions = _videos(video or []), ask or _sample_questions(video or [])
+    paths = [video_path(name) for name in video or []]
     if not paths and not image:
         raise PureKVError("nothing to look at; give --video FILE or --image FILE")
-    if not questions or not all(question.strip() for question in questions):
-        raise PureKVError('nothing to answer; give --ask "a question"')
+    questions = questions_about(video or [], ask or [])
     for path in paths:
         check_file(path, "video")
     images = [read_image(path) for path in image or []]
 
-    if model is None:
-        from purekv.reference import default_checkpoint
-
-        with step("preparing the reference model") as progress:
-            model = str(default_checkpoint(progress.say))
-    checkpoint = Checkpoint.find(model)
-    num_layers = checkpoint.config.get_text_config().num_hidden_layers
-    make_scorer(config.scorer, config.source_layers, num_layers)  # refuses layers out of range
+    checkpoint = find_checkpoint(model)
+    check_layers(checkpoint, [config])
     processor = checkpoint.processor()
-    clips: list[Clip] = []
     began = time.perf_counter()
-    for path in paths:
-        with step(f"decoding {path.name}") as progress:
-            clip = read_clip(
-                processor,
-                path,
-                fps=fps,
-                max_frames=max_frames,
-                max_pixels=max_pixels,
-                start=start,
-                end=end,
-                progress=progress.advance,
-            )
-        clips.append(clip)
+    clips = read_clips(
+        processor,
+        paths,
+        fps=fps,
+        max_frames=max_frames,
+        max_pixels=max_pixels,
+        start=start,
+        end=end,
+    )
     decode_video = time.perf_counter() - began
     with step("loading the model"):
         loaded = checkpoint.model(device=device, dtype=dtype)
@@ -211,22 +108,6 @@ def run(
     )
     result = answer(request, config, compare=compare)
     if as_json:
-        typer.echo(json.dumps(to_json(result, request, config, model)))
+        typer.echo(json.dumps(to_json(result, request, config, checkpoint.name)))
     else:
         tables.show(result, request)
-
-
-def _videos(names: list[str]) -> list[Path]:
-    if SAMPLE in names:
-        from purekv.reference import sample_video
-
-        return [Path(sample_video() if name == SAMPLE else name) for name in names]
-    return [Path(name) for name in names]
-
-
-def _sample_questions(names: list[str]) -> list[str]:
-    if SAMPLE in names:
-        from purekv.reference import sample_questions
-
-        return list(sample_questions())
-    return []
