@@ -30,7 +30,7 @@ from purekv.prefill import Prefill
 from purekv.ragged import RaggedLayer, settle
 from purekv.report import Report
 from purekv.rotation import Rotation
-from purekv.scoring import make_scorer
+from purekv.scoring import Attended, make_scorer
 from purekv.scoring.frame_difference import FrameDifference
 from purekv.timing import PhaseTimer
 from purekv.upstream import CACHE, cache_in
@@ -263,26 +263,18 @@ class Run:
         output = self._backend.forward(module, query, key, value, mask, **kwargs)
         if self._prefill is not None:
             scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-            self._evict(self._prefill, module.layer_idx, query, key, value, scaling)
+            attended = Attended(module.layer_idx, query, key, value, scaling)
+            self._evict(self._prefill, attended)
         return output
 
-    def _evict(
-        self,
-        prefill: Prefill,
-        layer_idx: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scaling: float,
-    ) -> None:
+    def _evict(self, prefill: Prefill, attended: Attended) -> None:
         assert self._cache is not None
-        layer = self._cache.layers[layer_idx]
+        layer, key, value = self._cache.layers[attended.layer_idx], attended.key, attended.value
         seq_len = prefill.layout.is_token.shape[1]
         prefill.kv_bytes_full += (key.nbytes + value.nbytes) // key.shape[2] * seq_len
-        prefill.computed.append(query.shape[2])
+        prefill.computed.append(attended.query.shape[2])
         if prefill.evicts:
-            selection = prefill.select(layer_idx, query, key, value, scaling)
-            layer.evict(key, value, selection, prefill.seen)
+            layer.evict(key, value, prefill.select(attended), prefill.seen)
         elif prefill.layout.has_padding:
             layer.mark_padding(prefill.layout.is_token)
 

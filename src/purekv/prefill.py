@@ -13,7 +13,7 @@ from purekv.dropping import Kept, stage_quotas
 from purekv.errors import PureKVError
 from purekv.layout import Layout
 from purekv.rotation import Rotation
-from purekv.scoring import LayerInputs, Scorer
+from purekv.scoring import Attended, LayerInputs, Scorer
 from purekv.selection import RaggedSelection, Selection, Selector
 from purekv.window import Window, observation_window
 
@@ -136,23 +136,16 @@ class Prefill:
         return seq_len if self.tail is None else seq_len - self.tail.shape[1]
 
     @torch.no_grad()
-    def select(
-        self, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
-    ) -> Selection | RaggedSelection:
-        """Score one layer and choose its entries; behind some layers, also who goes on.
-
-        Args:
-            query: [B, num_attention_heads, S, D], rotated; S positions are still computed.
-            key, value: [B, num_key_value_heads, S, D].
-        """
+    def select(self, attended: Attended) -> Selection | RaggedSelection:
+        """Score one layer and choose its entries; behind some layers, also who goes on."""
+        layer_idx, value = attended.layer_idx, attended.value
         if self._stage.settled:
             scores = torch.zeros(value.shape[:3], device=value.device)
             return self._stage.selector.select(layer_idx, scores)
         assert self.rotation is not None
         layout, window = self._stage.on(value.device)
         rotation = self.rotation.to(value.device)
-        layer = LayerInputs(layer_idx, query, key, value, scaling, layout, window, rotation)
-        scores = self.scoring.score(layer)
+        scores = self.scoring.score(attended.for_scorers(layout, window, rotation))
         selection = self._stage.selector.select(layer_idx, scores)
         if layer_idx in self._drops:
             self.drop(scores.mean(1), self._drops[layer_idx])

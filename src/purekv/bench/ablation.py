@@ -18,7 +18,7 @@ from purekv.bench.stopwatch import Laps
 from purekv.bench.workload import Workload
 from purekv.cache import cache_bytes
 from purekv.prefill import Prefill
-from purekv.scoring import LayerInputs
+from purekv.scoring import Attended, LayerInputs
 
 PARTS = {
     "setup": "finding the visual tokens, the window and the budget, on the host",
@@ -102,21 +102,13 @@ class TimedRun(Run):
         with self._laps(_TOTAL), self._laps("dropping"):
             return super()._before_layer(layer_idx, module, args, kwargs)
 
-    def _evict(
-        self,
-        prefill: Prefill,
-        layer_idx: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scaling: float,
-    ) -> None:
+    def _evict(self, prefill: Prefill, attended: Attended) -> None:
         assert self._cache is not None
         self.kv_bytes_peak = max(self.kv_bytes_peak, cache_bytes(self._cache))
-        layer = self._cache.layers[layer_idx]
+        layer = self._cache.layers[attended.layer_idx]
         layer.evict = self._laps.around("compaction", layer.evict)
         with self._laps(_TOTAL):
-            super()._evict(prefill, layer_idx, query, key, value, scaling)
+            super()._evict(prefill, attended)
         del layer.evict  # a cycle would keep the layer's tensors until garbage is collected
 
     def _after_language_model(

@@ -19,7 +19,7 @@ from purekv.layout import Layout
 from purekv.prefill import Prefill, Scoring
 from purekv.ragged import RaggedLayer, settle
 from purekv.rotation import Rotation
-from purekv.scoring import LayerInputs, make_scorer
+from purekv.scoring import Attended, make_scorer
 from purekv.selection import Selector
 from purekv.upstream import CACHE, cache_of
 from purekv.window import Window, observation_window
@@ -97,19 +97,11 @@ class SharedPrefill(Run):
                 self._rows_at_once,
             )
 
-    def _evict(
-        self,
-        prefill: Prefill,
-        layer_idx: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scaling: float,
-    ) -> None:
-        super()._evict(prefill, layer_idx, query, key, value, scaling)
+    def _evict(self, prefill: Prefill, attended: Attended) -> None:
+        super()._evict(prefill, attended)
         if self._branches is not None:
             assert prefill.rotation is not None
-            self._branches.fill(layer_idx, query, key, value, scaling, prefill.rotation)
+            self._branches.fill(attended, prefill.rotation)
 
     def _after_language_model(
         self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
@@ -205,22 +197,15 @@ class _Branches:
                 )
 
     @torch.no_grad()
-    def fill(
-        self,
-        layer_idx: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scaling: float,
-        rotation: Rotation,
-    ) -> None:
+    def fill(self, attended: Attended, rotation: Rotation) -> None:
         """Put one layer's entries, as chosen by each config, into the stacked caches."""
         if not self.members:
             return
+        layer_idx, key, value = attended.layer_idx, attended.key, attended.value
         self._to(key.device)
         rotation = rotation.to(key.device)
         inputs = {
-            name: LayerInputs(layer_idx, query, key, value, scaling, self._layout, window, rotation)
+            name: attended.for_scorers(self._layout, window, rotation)
             for name, window in self._windows.items()
         }
         scores = torch.stack(

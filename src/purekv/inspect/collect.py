@@ -12,7 +12,7 @@ from purekv.attach import Run
 from purekv.config import PureKVConfig
 from purekv.layout import VisualSpan
 from purekv.prefill import Prefill, Scoring
-from purekv.scoring import LayerInputs
+from purekv.scoring import Attended, LayerInputs
 from purekv.window import observation_window, window_attention
 
 # Shapes: L layers, H query heads, G KV heads, S positions, V visual tokens.
@@ -78,25 +78,18 @@ class Recorder(Run):
     def _recorded(self, select: Callable[..., Any]) -> Callable[..., Any]:
         heads = self._language.config.num_key_value_heads
 
-        def recorded(layer_idx: int, query: Tensor, *args: Any) -> Any:
-            selection = select(layer_idx, query, *args)
-            self._kept.append(_kept(selection.index.cpu(), heads, query.shape[2]))
+        def recorded(attended: Attended) -> Any:
+            selection = select(attended)
+            self._kept.append(_kept(selection.index.cpu(), heads, attended.query.shape[2]))
             return selection
 
         return recorded
 
-    def _evict(
-        self,
-        prefill: Prefill,
-        layer_idx: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scaling: float,
-    ) -> None:
-        super()._evict(prefill, layer_idx, query, key, value, scaling)
+    def _evict(self, prefill: Prefill, attended: Attended) -> None:
+        super()._evict(prefill, attended)
+        query, key, scaling = attended.query, attended.key, attended.scaling
         is_token = prefill.layout.is_token.to(key.device)
-        norm = torch.linalg.vector_norm(value[0], dim=-1, dtype=torch.float32)
+        norm = torch.linalg.vector_norm(attended.value[0], dim=-1, dtype=torch.float32)
         windows = (
             observation_window(prefill.layout, kind).to(key.device)
             for kind in (self.config.window, 1)

@@ -7,7 +7,7 @@ Text is protected and padding removed by `purekv.selection`, not by scorers.
 from collections.abc import Callable
 
 from purekv.scoring.attention import Attention
-from purekv.scoring.base import LayerInputs, Scorer
+from purekv.scoring.base import Attended, LayerInputs, Scorer
 from purekv.scoring.clie import CLIE
 from purekv.scoring.expected_attention import ExpectedAttention
 from purekv.scoring.frame_difference import FrameDifference
@@ -52,4 +52,12 @@ def make_scorer(name: str, source_layers: SourceLayers, num_layers: int) -> Scor
     return SCORERS[name](source_layers, num_layers)
 
 
-__all__ = ["BEFORE_LAYERS", "DROPPING", "SCORERS", "LayerInputs", "Scorer", "make_scorer"]
+__all__ = [
+    "BEFORE_LAYERS",
+    "DROPPING",
+    "SCORERS",
+    "Attended",
+    "LayerInputs",
+    "Scorer",
+    "make_scorer",
+]

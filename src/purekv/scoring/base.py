@@ -14,8 +14,9 @@ from purekv.window import Window, window_attention
 
 
 @dataclass(frozen=True)
-class LayerInputs:
-    """One layer at the end of its prefill attention. B rows, S positions, padding included."""
+class Attended:
+    """What one layer's prefill attention just ran on. B rows, S positions that the layer computes,
+    padding included."""
 
     layer_idx: int
     query: Tensor
@@ -25,6 +26,15 @@ class LayerInputs:
     value: Tensor
     """[B, num_key_value_heads, S, D]."""
     scaling: float
+
+    def for_scorers(self, layout: Layout, window: Window, rotation: Rotation) -> "LayerInputs":
+        return LayerInputs(**vars(self), layout=layout, window=window, rotation=rotation)
+
+
+@dataclass(frozen=True)
+class LayerInputs(Attended):
+    """That, and what a scorer needs to know of its positions."""
+
     layout: Layout
     """On the layer's device."""
     window: Window
