@@ -9,7 +9,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from purekv import PureKV, PureKVConfig, PureKVError
 from purekv.cache import EvictingLayer
@@ -17,6 +16,7 @@ from purekv.dropping import Kept, stage_quotas
 from purekv.prefill import Prefill
 from tests.core.prompts import MODALITIES, prompt
 from tests.core.test_eviction import reference_clie
+from tests.core.twin import masked_attention
 from tests.tiny import tiny_model
 
 GREEDY = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
@@ -73,14 +73,8 @@ def masked_twin(
     is_tail = is_token & (is_visual.flip(-1).cumsum(-1).flip(-1) == 0)
     heads = model.config.text_config.num_key_value_heads
 
-    def attend(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float, **_: Any
-    ) -> tuple[Tensor, None]:
-        q_len, kv_len = query.shape[2], key.shape[2]
-        computed, (index, is_entry) = (
-            record.computed[module.layer_idx],
-            record.stored[module.layer_idx],
-        )
+    def allowed(layer_idx: int, q_len: int, kv_len: int) -> Tensor:
+        computed, (index, is_entry) = record.computed[layer_idx], record.stored[layer_idx]
         there = torch.ones(batch, kv_len, dtype=torch.bool)
         there[:, :seq_len] = is_token
         if computed is not None:
@@ -98,24 +92,10 @@ def masked_twin(
         sees_all = torch.zeros(batch, q_len, dtype=torch.bool)
         if q_len == kv_len:  # the prefill
             sees_all[:] = True if first_token == "exact" else ~is_tail
-        position = torch.arange(kv_len - q_len, kv_len)
-        visible = torch.arange(kv_len) <= position[:, None]
-        visible = visible & there[:, None, None] & (stays[:, :, None] | sees_all[:, None, :, None])
-        groups = query.shape[1] // heads
-        key, value, visible = (x.repeat_interleave(groups, dim=1) for x in (key, value, visible))
-        logits = (query @ key.transpose(-1, -2)) * scaling
-        weights = logits.masked_fill(~visible, -1e30).softmax(-1)
-        return (weights @ value).transpose(1, 2).contiguous(), None
+        return there[:, None, None] & (stays[:, :, None] | sees_all[:, None, :, None])
 
-    config = model.config.text_config
-    before = config._attn_implementation
-    ALL_ATTENTION_FUNCTIONS["masked_twin"] = attend
-    config._attn_implementation = "masked_twin"
-    try:
+    with masked_attention(model, allowed):
         yield
-    finally:
-        config._attn_implementation = before
-        del ALL_ATTENTION_FUNCTIONS["masked_twin"]
 
 
 SETTINGS = [

@@ -4,7 +4,7 @@ It attends without purekv's code: plain float32 attention over every key, with a
 each (row, KV head), which keys a query may see.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,36 +53,21 @@ def recorded_selections(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kept]:
 
 
 @contextmanager
-def twin_attention(
-    model: Any, inputs: dict[str, Tensor], kept: Kept, first_token: str
-) -> Iterator[None]:
-    """Within the block, `model` attends densely but as if only the kept entries were left."""
-    ids = inputs["input_ids"]
-    seq_len = ids.shape[1]
-    is_token = inputs["attention_mask"].bool()
-    is_visual = (ids == model.config.image_token_id) | (ids == model.config.video_token_id)
-    after_visual = is_visual.flip(-1).cumsum(-1).flip(-1) == 0  # text behind the last visual
-    num_kv_heads = model.config.text_config.num_key_value_heads
+def masked_attention(model: Any, allowed: Callable[[int, int, int], Tensor]) -> Iterator[None]:
+    """Within the block, `model` attends causally, and only where it is allowed to.
+
+    allowed: from (layer_idx, q_len, kv_len) to bool [B, num_key_value_heads, q_len, kv_len]; the
+        queries are the newest positions.
+    """
 
     def attend(
         module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float, **_: Any
     ) -> tuple[Tensor, None]:
-        batch, _, q_len, _ = query.shape
-        kv_len = key.shape[2]
-        stays = torch.zeros(batch, num_kv_heads, kv_len, dtype=torch.bool)
-        stays[..., seq_len:] = True
-        for row in range(batch):
-            for head in range(num_kv_heads):
-                stays[row, head, kept[module.layer_idx][row][head]] = True
-        stays[..., :seq_len] |= (is_token & ~is_visual)[:, None]  # the tail runs again
+        q_len, kv_len = query.shape[2], key.shape[2]
         position = torch.arange(kv_len - q_len, kv_len)
-        sees_all = torch.zeros(batch, q_len, dtype=torch.bool)
-        if kv_len == q_len:  # prefill
-            sees_all[:] = True if first_token == "exact" else ~after_visual
         visible = torch.arange(kv_len) <= position[:, None]
-        visible = visible & (stays[:, :, None] | sees_all[:, None, :, None])
-        visible[..., :seq_len] &= is_token[:, None, None]
-        groups = query.shape[1] // num_kv_heads
+        visible = visible & allowed(module.layer_idx, q_len, kv_len)
+        groups = query.shape[1] // key.shape[1]
         key, value, visible = (x.repeat_interleave(groups, dim=1) for x in (key, value, visible))
         logits = (query @ key.transpose(-1, -2)) * scaling
         weights = logits.masked_fill(~visible, -1e30).softmax(-1)
@@ -97,3 +82,33 @@ def twin_attention(
     finally:
         text_config._attn_implementation = before
         del ALL_ATTENTION_FUNCTIONS["masked_twin"]
+
+
+@contextmanager
+def twin_attention(
+    model: Any, inputs: dict[str, Tensor], kept: Kept, first_token: str
+) -> Iterator[None]:
+    """Within the block, `model` attends densely but as if only the kept entries were left."""
+    ids = inputs["input_ids"]
+    batch, seq_len = ids.shape
+    is_token = inputs["attention_mask"].bool()
+    is_visual = (ids == model.config.image_token_id) | (ids == model.config.video_token_id)
+    after_visual = is_visual.flip(-1).cumsum(-1).flip(-1) == 0  # text behind the last visual
+    num_kv_heads = model.config.text_config.num_key_value_heads
+
+    def allowed(layer_idx: int, q_len: int, kv_len: int) -> Tensor:
+        stays = torch.zeros(batch, num_kv_heads, kv_len, dtype=torch.bool)
+        stays[..., seq_len:] = True
+        for row in range(batch):
+            for head in range(num_kv_heads):
+                stays[row, head, kept[layer_idx][row][head]] = True
+        stays[..., :seq_len] |= (is_token & ~is_visual)[:, None]  # the tail runs again
+        sees_all = torch.zeros(batch, q_len, dtype=torch.bool)
+        if kv_len == q_len:  # prefill
+            sees_all[:] = True if first_token == "exact" else ~after_visual
+        visible = stays[:, :, None] | sees_all[:, None, :, None]
+        visible[..., :seq_len] &= is_token[:, None, None]
+        return visible
+
+    with masked_attention(model, allowed):
+        yield
