@@ -6,7 +6,7 @@ import torch
 from purekv import PureKVConfig
 from purekv.layout import Layout, VisualSpan
 from purekv.rotation import Rotation
-from purekv.scoring import SCORERS, LayerInputs, accumulated, make_scorer
+from purekv.scoring import BEFORE_LAYERS, SCORERS, LayerInputs, accumulated, make_scorer
 from purekv.window import observation_window
 
 # Rows of (padding, text, visual tokens, text); odd lengths.
@@ -97,4 +97,5 @@ def test_accumulated_attention_gives_padding_nothing_and_sums_to_the_tokens():
 
 @pytest.mark.parametrize("name", SCORERS)
 def test_every_registered_scorer_is_a_setting(name):
-    assert PureKVConfig(scorer=name).scorer == name
+    evict = "drop" if name in BEFORE_LAYERS else "post"
+    assert PureKVConfig(scorer=name, evict=evict).scorer == name
