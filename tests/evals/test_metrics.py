@@ -1,12 +1,59 @@
 import pytest
 
-from purekv.evals import exact_match, retention_interval, wilson_interval
+from purekv.evals import chosen_letter, exact_match, retention_interval, wilson_interval
 
 
 def test_exact_match_ignores_case_space_and_punctuation_at_the_ends():
     assert exact_match(" Top  left.", "top left")
     assert exact_match("K7R4", "k7r4")
     assert not exact_match("left", "top left")
+
+
+@pytest.mark.parametrize(
+    ("ours", "gold"),
+    [
+        ("5", "-5"), ("5", "5%"), ("5", "$5"), ("5", ".5"), ("", "+"), ("?!", "-"), ("", "."),
+        ("?!", "!?"), ("。", "x"), ("C", "C#"), ("left", ""),
+    ],
+)  # fmt: skip
+def test_signs_and_units_are_part_of_an_answer(ours, gold):
+    assert not exact_match(ours, gold)
+    assert not exact_match(gold, ours)
+
+
+@pytest.mark.parametrize(
+    ("ours", "gold"),
+    [
+        ("red。", "red"), ("「red」", "Red"), ("Straße", "STRASSE"), ("e\u0301", "é"),
+        ("(top left)", "top left"), ("“red”!", "red"), ("red…", "red"), ("?!", "?!"),
+        (".5.", ".5"), ("-5.", "-5"), ("\uff08red\uff09\uff01", "red"),
+    ],
+)  # fmt: skip
+def test_scripts_and_quotes_do_not_matter(ours, gold):
+    assert exact_match(ours, gold)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "B", "b.", "(B)", "(b).", "B. red", "B: red", "B) red", "B, because it is", "B\nIt is red",
+        "B - red", "**B**", "\"B\"", "'b'", "The answer is B", "answer: B", "Answer: (B) red",
+        "The correct answer is **B**.", "Option B", "B。", "\uff08B\uff09", "B!",
+    ],
+)  # fmt: skip
+def test_a_letter_that_stands_alone_is_the_choice(answer):
+    assert chosen_letter(answer) == "B"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "A dog runs", "I think B", "Blue", "", "The answer is a dog", "b's", "B-side", "a.m.",
+        "It is not B", "B5", "()", "A and B", "Answers.",
+    ],
+)  # fmt: skip
+def test_words_name_no_choice(answer):
+    assert chosen_letter(answer) is None
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import math
 import re
-import string
+import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -10,20 +10,54 @@ import numpy as np
 
 _Z = 1.959963984540054  # 95 %, two-sided
 
+_SENTENCE = ".,;:!?\"'…。、¡¿"  # and brackets and quotes, in any script
+
+_LETTER = (
+    r"[\s*_\"'([]*([a-z])"
+    r"(?=[\s*_]*(?:$|\n|[,;:!?\")\]。、]|'(?!\w)|\.(?!\w\b)|[-\u2013\u2014]\s))"
+)
+_NAMED = re.compile(
+    r"[\s*_]*(?:(?:the|my)\s+)?(?:(?:correct|right|best|final)\s+)?"
+    r"(?:answer|option|choice|letter)(?:\s+is)?(?:\s*:|(?!\w))" + _LETTER
+)
+_ALONE = re.compile(_LETTER)
+_QUOTES = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
+
 
 def exact_match(prediction: str, gold: str) -> bool:
-    """Equal up to case, white space and punctuation at the ends."""
+    """Equal up to case, white space, and punctuation, quotes and brackets at the ends.
+
+    "5", "-5" and "5%" are three answers.
+    """
     return _normalise(prediction) == _normalise(gold)
 
 
 def chosen_letter(prediction: str) -> str | None:
-    """The choice that an answer names: "B" for "B", "b.", "(B)" or "B. red"; None for "Blue"."""
-    found = re.match(r"[\W_]*([a-z])(?![\w'])", prediction.lower())
+    """The choice that an answer names: "B" for "B", "b.", "(B)", "B. red" or "The answer is B".
+
+    None where no letter stands alone: "Blue", "A dog runs", "I think B".
+    """
+    text = unicodedata.normalize("NFKC", prediction).translate(_QUOTES).strip().lower()
+    found = _ALONE.match(text) or _NAMED.match(text)
     return found[1].upper() if found else None
 
 
 def _normalise(text: str) -> str:
-    return " ".join(text.lower().split()).strip(string.punctuation + string.whitespace)
+    """Composed characters, folded case, single spaces, bare ends; never nothing of something."""
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+    words = " ".join(folded.split())
+    bare = words.strip("".join(filter(_is_outer, set(words))))
+    start = words.find(bare)
+    if bare[:1].isdigit() and words[:start].endswith((".", ",")):
+        bare = words[start - 1] + bare  # ".5" is not "5"
+    return bare or words
+
+
+def _is_outer(char: str) -> bool:
+    """Whether it ends or encloses a sentence; signs and units of numbers do not."""
+    encloses = unicodedata.category(char) in ("Ps", "Pe", "Pi", "Pf")
+    ends = {char, unicodedata.normalize("NFKC", char)} & set(_SENTENCE)
+    return encloses or bool(ends) or char == " "
 
 
 def wilson_interval(correct: int, n: float) -> tuple[float, float]:
