@@ -107,9 +107,9 @@ class Run:
             language.register_forward_hook(self._after_language_model, with_kwargs=True),
         ]
         if self.config.evict == "drop":
-            self._handles.append(
-                self._model.register_forward_pre_hook(_refuse_whole_sequences, with_kwargs=True)
-            )
+            for module in dict.fromkeys((self._model, self._multimodal, language)):
+                refuse = partial(_refuse_whole_sequences, inspect.signature(module.forward))
+                self._handles.append(module.register_forward_pre_hook(refuse, with_kwargs=True))
             for layer_idx, layer in enumerate(language.layers):
                 hook = partial(self._before_layer, layer_idx)
                 self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
@@ -145,7 +145,9 @@ class Run:
         """Find the layout of a new prompt; refuse what cannot be served before any pixel runs."""
         self._forget()
         inputs = self._signature.bind_partial(*args, **kwargs).arguments
-        cache = cache_in(inputs) or cache_in(kwargs)
+        cache = cache_in(inputs)
+        if cache is None:
+            cache = cache_in(kwargs)
         if cache is not None and cache.get_seq_length() > 0:
             self._check_continuation(cache, inputs)
             return
@@ -158,6 +160,11 @@ class Run:
                 raise PureKVError(
                     "the prompt has no visual tokens to evict; add an image or a video, or run "
                     "the model outside PureKV"
+                )
+            if self.config.evict == "drop" and not layout.is_token[:, -1].all():
+                raise PureKVError(
+                    "a row of the batch ends in padding, and evict='drop' packs rows to the right; "
+                    'pad on the left (processor.tokenizer.padding_side = "left")'
                 )
             quota = keep_counts(self.config.budget, layout)
             heads = self._language.config.num_key_value_heads
@@ -215,11 +222,13 @@ class Run:
         embeds = kwargs["inputs_embeds"]
         scores = self._scorer.score_embeddings(embeds, prefill.layout)  # type: ignore[attr-defined]
         prefill.drop(scores, prefill.quota)
-        assert prefill.kept is not None
-        kwargs["inputs_embeds"] = prefill.kept.take(embeds, 1)
-        kwargs["attention_mask"] = prefill.kept.is_token.long().to(embeds.device)
+        kept = prefill.kept
+        assert kept is not None
+        kwargs["inputs_embeds"] = kept.take(embeds, 1)
+        kwargs["attention_mask"] = kept.is_token.long().to(embeds.device)
         if kwargs.get("position_ids") is not None:
-            kwargs["position_ids"] = prefill.kept.take(kwargs["position_ids"], 0)
+            kwargs["position_ids"] = kept.take(kwargs["position_ids"], 0)
+        prefill.kept = prefill.pending = None  # all that the first layer gets is computed
 
     def _before_layer(
         self, layer_idx: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -228,18 +237,17 @@ class Run:
         prefill = self._prefill
         if prefill is None or prefill.kept is None or self._continuing:
             return None
-        kept, last_drop = prefill.kept, prefill.last_drop
+        kept = prefill.kept
         hidden, *others = args or (kwargs["hidden_states"],)
-        if hidden.shape[1] != kept.width:  # dropped behind the layer below
-            assert last_drop is not None
-            hidden = last_drop.take(hidden, 1)
+        if prefill.pending is not None:  # dropped behind the layer below
+            hidden, prefill.pending = prefill.pending.take(hidden, 1), None
             is_token = kept.is_token.to(hidden.device)
             self._mask = self._backend.prefill_mask(hidden, is_token.long(), None)
+        # The model hands every layer the angles of all positions.
         angles, position_ids = kwargs["position_embeddings"], kwargs.get("position_ids")
-        if angles[0].shape[-2] != kept.width:
-            kwargs = {**kwargs, "position_embeddings": tuple(kept.take(x, 1) for x in angles)}
-            if position_ids is not None:
-                kwargs["position_ids"] = kept.take(position_ids, 0)
+        kwargs = {**kwargs, "position_embeddings": tuple(kept.take(x, 1) for x in angles)}
+        if position_ids is not None:
+            kwargs["position_ids"] = kept.take(position_ids, 0)
         if args:
             return (hidden, *others), kwargs
         return args, {**kwargs, "hidden_states": hidden}
@@ -291,6 +299,7 @@ class Run:
             self._rerun_tail(module, kwargs, prefill.tail, output)
         for layer in self._cache.layers:
             layer.prompt_entries = layer.physical_length
+            layer.trailing_text = prefill.layout.trailing_text
         self._report = {
             "visual_tokens": list(prefill.layout.visual_tokens),
             "kept_visual_tokens": list(prefill.quota),
@@ -375,9 +384,13 @@ def _drop_layers(config: PureKVConfig, scorer: Any) -> tuple[int, ...]:
     return getattr(scorer, "source_layers", ()) if config.evict == "drop" else ()
 
 
-def _refuse_whole_sequences(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+def _refuse_whole_sequences(
+    signature: inspect.Signature, module: nn.Module, args: Any, kwargs: dict[str, Any]
+) -> None:
+    named = {**signature.bind_partial(*args, **kwargs).arguments, **kwargs}
+    asked = {"output_hidden_states": getattr(module.config, "output_hidden_states", False)}
     for name in ("labels", "output_hidden_states"):
-        value = kwargs.get(name)
+        value = named.get(name, asked.get(name))
         if value is not None and value is not False:
             raise PureKVError(
                 f"{name} needs every position, and evict='drop' does not compute them all; "

@@ -22,6 +22,8 @@ class EvictingLayer(DynamicLayer):
         self.prompt_entries = 0
         """Of the physical length, those that the prefill left; later ones are stored one for
         one."""
+        self.trailing_text = 0
+        """Newest tokens of the prompt that every row keeps: nothing behind them was evicted."""
         self._is_entry: Tensor | None = None
 
     @property
@@ -105,7 +107,7 @@ class EvictingLayer(DynamicLayer):
         self._evicted = seen - self.physical_length
 
     def reset(self) -> None:
-        self._evicted = self.prompt_entries = 0
+        self._evicted = self.prompt_entries = self.trailing_text = 0
         self._is_entry = None
         self.keys = self.values = None
         self.is_initialized = False
@@ -115,6 +117,12 @@ class EvictingLayer(DynamicLayer):
         remove = -tokens_to_remove
         if tokens_to_remove > 0:
             remove = max(0, self.get_seq_length() - tokens_to_remove)
+        whole = self.physical_length - self.prompt_entries + self.trailing_text
+        if self._evicted and remove > whole:
+            raise PureKVError(
+                f"cannot forget the newest {remove} tokens: of those before the last {whole}, some "
+                "were evicted; start the prompt again"
+            )
         if remove:
             self._forget_newest(remove)
 

@@ -69,6 +69,13 @@ class Layout:
         return is_tail[:, int(is_tail.any(0).nonzero()[0]) :]
 
     @cached_property
+    def trailing_text(self) -> int:
+        """Newest positions that are behind the last visual token of every row."""
+        seq_len = self.is_token.shape[1]
+        ends = [row[-1].start + row[-1].length for row in self.spans if row]
+        return seq_len - max(ends, default=0)
+
+    @cached_property
     def visual_tokens(self) -> tuple[int, ...]:
         """Visual tokens of each row."""
         return tuple(sum(span.length for span in row) for row in self.spans)

@@ -98,9 +98,10 @@ class Prefill:
         self.rotation: Rotation | None = None
         """Of the prompt; known once its layers run."""
         self.kept: Kept | None = None
-        """Positions of the prompt that are still computed; None: all."""
-        self.last_drop: Kept | None = None
-        """The same, as positions of what was computed before the last drop."""
+        """Positions that are still computed, of those that the first layer got; None: all."""
+        self.pending: Kept | None = None
+        """The same, of what the last layer computed: a drop that the next layer's input must
+        feel."""
 
         stored = layout.is_text
         self.tail: Tensor | None = None
@@ -163,10 +164,10 @@ class Prefill:
         chooser = Selector(Uniform(), is_visual, is_text, quota, 1, 1)
         selection = chooser.select(0, scores[:, None])
         assert isinstance(selection, Selection)
-        self.last_drop = Kept.of(selection)
-        self.kept = self.last_drop if self.kept is None else self.kept.of_these(self.last_drop)
-        self.scoring.keep(self.last_drop)
-        fewer = Kept(self.last_drop.index.cpu(), self.last_drop.is_token.cpu())
+        self.pending = Kept.of(selection)
+        self.kept = self.pending if self.kept is None else self.kept.of_these(self.pending)
+        self.scoring.keep(self.pending)
+        fewer = Kept(self.pending.index.cpu(), self.pending.is_token.cpu())
 
         def taken(mask: Tensor) -> Tensor:
             return fewer.take(mask, 0) & fewer.is_token

@@ -28,6 +28,11 @@ MODALITIES: dict[str, list[tuple[Any, ...]]] = {
 QUESTIONS = ["what is it?", "how many frames does this one have, and why so many?", "and?"]
 
 
+Media = tuple[Any, ...]
+Row = tuple[int, list[Media], str]
+"""Number of a row, which seeds its pixels; what it shows; its question."""
+
+
 def prompt(
     modality: str = "video", batch: int = 1, seed: int = 0, rows: list[int] | None = None
 ) -> dict[str, torch.Tensor]:
@@ -35,13 +40,27 @@ def prompt(
 
     `rows` takes only those rows of the batch.
     """
-    messages, images, videos, metadata = [], [], [], []
+    made: list[Row] = []
     for row in rows if rows is not None else range(batch):
+        wider = 16 * (row % 2)
+        media = [
+            (kind, *size[:-2], *(length + wider for length in size[-2:]))
+            for kind, *size in MODALITIES[modality]
+        ]
+        made.append((row, media, QUESTIONS[row]))
+    return prompt_of(made, seed)
+
+
+def prompt_of(
+    rows: list[Row], seed: int = 0, padding_side: str = "left"
+) -> dict[str, torch.Tensor]:
+    """Model inputs of a padded batch of these rows."""
+    messages, images, videos, metadata = [], [], [], []
+    for row, media, question in rows:
         content: list[dict[str, str]] = []
-        for place, (kind, *size) in enumerate(MODALITIES[modality]):
-            height, width = (length + 16 * (row % 2) for length in size[-2:])
+        for place, (kind, *size) in enumerate(media):
             frames = pixels(
-                100 * seed + 10 * row + place, size[0] if kind == "video" else 1, height, width
+                100 * seed + 10 * row + place, size[0] if kind == "video" else 1, *size[-2:]
             )
             if place:
                 content.append({"type": "text", "text": "then " * place})
@@ -52,10 +71,16 @@ def prompt(
                 metadata.append(VideoMetadata(len(frames), fps=2.0, frames_indices=indices))
             else:
                 images.append(frames[0])
-        content.append({"type": "text", "text": QUESTIONS[row]})
+        content.append({"type": "text", "text": question})
         messages.append([{"role": "user", "content": content}])
     text = PROCESSOR.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    media: dict[str, Any] = {"images": images} if images else {}
+    arguments: dict[str, Any] = {"images": images} if images else {}
     if videos:
-        media |= {"videos": videos, "video_metadata": metadata, "do_sample_frames": False}
-    return dict(PROCESSOR(text=text, padding=True, return_tensors="pt", **media))
+        arguments |= {
+            "videos": videos, "video_metadata": metadata, "do_sample_frames": False
+        }  # fmt: skip
+    return dict(
+        PROCESSOR(
+            text=text, padding=True, padding_side=padding_side, return_tensors="pt", **arguments
+        )
+    )

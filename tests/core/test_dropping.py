@@ -14,7 +14,7 @@ from purekv import PureKV, PureKVConfig, PureKVError
 from purekv.cache import EvictingLayer
 from purekv.dropping import Kept, stage_quotas
 from purekv.prefill import Prefill
-from tests.core.prompts import MODALITIES, prompt
+from tests.core.prompts import MODALITIES, prompt, prompt_of
 from tests.core.test_eviction import reference_clie
 from tests.core.twin import masked_attention
 from tests.tiny import tiny_model
@@ -164,6 +164,50 @@ def test_a_padded_row_equals_the_row_alone(settings, first_token):
             assert torch.equal(alone[0, -8:], together[row, -8:])
 
 
+# Batches whose longest row does not shrink, or not at every stage: the others move all the same.
+STUBBORN = {
+    "long text without pixels": [
+        (0, [], "x" * 300), (1, [("video", 6, 32, 48)], "what?")
+    ],
+    "long text, one token of image": [
+        (0, [("image", 16, 16)], "x" * 300), (1, [("video", 6, 32, 48)], "what?"),
+    ],
+    "stages that round to the same": [
+        (0, [("image", 32, 32)], "x" * 100), (1, [("video", 6, 32, 48)], "and this one?"),
+        (2, [("image", 16, 48)], "x"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("first_token", ["exact", "compressed"])
+@pytest.mark.parametrize("settings", [*SETTINGS, {"source_layers": (0, 1, 2)}], ids=str)
+@pytest.mark.parametrize("rows", STUBBORN.values(), ids=STUBBORN)
+def test_rows_that_shrink_beside_one_that_does_not(rows, settings, first_token):
+    model = tiny_model()
+    config = PureKVConfig(budget=0.25, evict="drop", first_token=first_token, **settings)
+    wanted = {**GREEDY, "output_logits": True, "return_dict_in_generate": True}
+    with PureKV(config)(model):
+        together = model.generate(**prompt_of(rows), **wanted)
+        for place, row in enumerate(rows):
+            if not row[1]:
+                continue  # alone, a prompt without pixels is refused
+            alone = model.generate(**prompt_of([row]), **wanted)
+            for ours, theirs in zip(together.logits, alone.logits, strict=True):
+                torch.testing.assert_close(ours[place], theirs[0], rtol=1e-3, atol=1e-4)
+
+
+def test_padding_on_the_right_is_refused():
+    model = tiny_model()
+    rows = [(0, [("video", 4, 32, 32)], "what?"), (1, [("video", 4, 32, 32)], "and who is it?")]
+    inputs = prompt_of(rows, padding_side="right")
+    for settings in SETTINGS:
+        with (
+            PureKV(PureKVConfig(evict="drop", **settings))(model),
+            pytest.raises(PureKVError, match="pad on the left"),
+        ):
+            model(**inputs)
+
+
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_a_second_turn_goes_on_where_the_first_ended(settings):
     """Two calls of generate, the cache handed on, answer as one longer call."""
@@ -281,8 +325,12 @@ def test_stages_fall_to_the_quota(rows, stages):
 )
 def test_what_needs_every_position_is_refused(arguments, names):
     model = tiny_model()
-    with PureKV(PureKVConfig(evict="drop"))(model), pytest.raises(PureKVError, match=names):
-        model(**prompt(), **arguments)
+    with PureKV(PureKVConfig(evict="drop"))(model):
+        with pytest.raises(PureKVError, match=names):
+            model(**prompt(), **arguments)
+        if names == "hidden_states":
+            with pytest.raises(PureKVError, match=names):
+                model.model(**prompt(), **arguments)
 
 
 @pytest.mark.parametrize(

@@ -315,3 +315,23 @@ def test_a_refused_request_leaves_no_trace_in_the_next_report():
             _ = run.report
         model.generate(**prompt(), **GREEDY)
         assert run.report.seconds["vision"] > 0
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "pyramid", "ada"])
+def test_a_cache_is_not_cropped_into_what_was_evicted(allocation):
+    """Tokens behind the video can be forgotten, and asked again; those before it cannot."""
+    model = tiny_model()
+    inputs = prompt("video", 3)
+    config = PureKVConfig(budget=0.3, allocation=allocation)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    after = int((ids == model.config.video_token_id).any(0).nonzero()[-1]) + 1
+    with PureKV(config)(model):
+        wanted = {**GREEDY, "return_dict_in_generate": True}
+        first = model.generate(**inputs, **wanted)
+        cache = first.past_key_values
+        cache.crop(after + 1)
+        assert cache.get_seq_length() == after + 1
+        again = model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, **wanted)
+        assert again.sequences.shape == first.sequences.shape
+        with pytest.raises(PureKVError, match="start the prompt again"):
+            again.past_key_values.crop(after - 1)
