@@ -22,6 +22,7 @@ from purekv.evals import (
     method_name,
     method_names,
     prepare_samples,
+    suite,
     summarise,
 )
 from purekv.evals.frames import FewerFrames
@@ -162,6 +163,49 @@ def test_a_broken_sample_is_named_and_the_others_are_asked(samples):
     small = {s.id for s in samples if rest.get(s.id, broken["0"]).visual_tokens < 10}
     assert small
     assert {name for name, record in few.items() if record.skipped} == small
+
+
+def test_numbers_that_are_not_finite_never_look_lossless(samples):
+    model, processor = tiny_model(), tiny_processor()
+    with torch.no_grad():
+        model.model.language_model.layers[1].self_attn.v_proj.weight.fill_(float("nan"))
+    found = evaluate(model, processor, samples[:2], CONFIGS[:1], batch_size=2, read=from_memory)
+    for record in (record for records in found for record in records):
+        assert record.outcomes == ()
+        assert record.skipped == (
+            "log-probabilities are not finite under the full cache; try --dtype float32"
+        )
+
+
+def test_the_method_that_is_not_finite_is_named(samples, monkeypatch):
+    answer = suite.answer_samples
+
+    def spoiled(model, processor, batch, stack=None, force=False):
+        rows = answer(model, processor, batch, stack, force)
+        if stack is None:  # the one that runs alone
+            for row in rows:
+                row.forced[0][-1] *= float("nan")
+        return rows
+
+    monkeypatch.setattr(suite, "answer_samples", spoiled)
+    methods = [CONFIGS[0], PureKVConfig(budget=0.3, scorer="streaming", first_token="exact")]
+    assert ask(samples[:1], methods)["0"].skipped == (
+        "log-probabilities are not finite under streaming at budget 0.3; try --dtype float32"
+    )
+
+
+def test_tokens_that_a_model_masks_are_no_fault(samples):
+    model, processor = tiny_model(), tiny_processor()
+
+    def mask(output):
+        output[..., 300:] = -torch.inf
+        return output
+
+    model.get_output_embeddings().register_forward_hook(lambda module, args, out: mask(out))
+    found = evaluate(model, processor, samples[:2], CONFIGS[:1], batch_size=2, read=from_memory)
+    for record in (record for records in found for record in records):
+        assert record.skipped is None
+        assert all(0 < kl < 100 for kl in record.outcomes[1].kl)
 
 
 def test_equal_ids_are_refused(samples):

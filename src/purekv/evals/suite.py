@@ -4,6 +4,7 @@ for records in evaluate(model, processor, samples, configs, batch_size=8):
     ...
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,7 @@ from purekv.evals.answering import (
     read_media,
 )
 from purekv.evals.frames import FewerFrames
-from purekv.evals.methods import Method
+from purekv.evals.methods import Method, method_name
 from purekv.evals.samples import Sample
 from purekv.evals.shared import SharedPrefill
 
@@ -185,6 +186,12 @@ class _Asking:
         pairs = zip(group.samples, group.media, strict=True)
         return [record for pair in pairs for record in self.ask(_Group([pair[0]], [pair[1]]))]
 
+    def _named(self, number: int) -> str:
+        if number == 0:
+            return "the full cache"
+        config = self.configs[number - 1]
+        return f"{method_name(config)} at budget {config.budget}"
+
     def _ask(self, group: _Group, batch: Batch) -> list[Record]:
         size = len(group.samples)
         outcomes: list[dict[int, Outcome]] = [{} for _ in range(size)]  # of each sample; 0: full
@@ -192,7 +199,12 @@ class _Asking:
 
         def take(number: int, rows: list[Row], kv_bytes: int) -> None:
             for k, (sample, row) in enumerate(zip(group.samples, rows, strict=True)):
-                outcomes[k][number] = _outcome(sample, row, full[k], kv_bytes)
+                outcomes[k][number] = outcome = _outcome(sample, row, full[k], kv_bytes)
+                if not all(map(math.isfinite, outcome.kl)):
+                    raise PureKVError(
+                        f"log-probabilities are not finite under {self._named(number)}; "
+                        "try --dtype float32"
+                    )
 
         configs: list[Any] = [self.configs[number] for number in self.shared]
         with SharedPrefill(configs, self.model, self.rows_at_once) as run:
@@ -248,9 +260,14 @@ def _outcome(sample: Sample, ours: Row, full: Row, kv_bytes: int) -> Outcome:
 
 
 def _divergence(full: Tensor, ours: Tensor) -> float:
-    """Mean KL(full || ours) over places, in nats; arguments are log-probabilities [n, V]."""
-    each = (full.exp() * (full - ours)).sum(-1)
-    return max(0.0, each.mean().item())  # rounding may leave it a little below
+    """Mean KL(full || ours) over places, in nats; arguments are log-probabilities [n, V].
+
+    Tokens that the full cache gives no chance, as models do that mask some, add nothing. NaN if one
+    of the arguments holds it.
+    """
+    impossible = full == -math.inf
+    each = (full.exp() * (full - ours)).masked_fill(impossible & ~ours.isnan(), 0.0).sum(-1)
+    return each.mean().clamp(min=0.0).item()  # rounding may leave it a little below
 
 
 def _significant(value: float) -> float:
