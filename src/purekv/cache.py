@@ -125,6 +125,8 @@ class EvictingLayer(DynamicLayer):
             )
         if remove:
             self._forget_newest(remove)
+            self.trailing_text = min(self.trailing_text, whole - remove)
+            self.prompt_entries = min(self.prompt_entries, self.physical_length)
 
     def _forget_newest(self, count: int) -> None:
         entries = self._dense_entries()
