@@ -30,7 +30,8 @@ def test_a_batch_answers_as_each_sample_alone(samples, budget):
     model, processor = tiny_model(), tiny_processor()
 
     def answer(asked):
-        batch = replace(prepare_samples(model, processor, asked), max_new_tokens=[16, 16])
+        batch = prepare_samples(model, processor, asked)
+        batch = replace(batch, max_new_tokens=[[16] * len(asked)] * 2)
         if budget is None:
             return [row.texts for row in answer_samples(model, processor, batch)]
         config = PureKVConfig(budget=budget, first_token="compressed")
@@ -72,7 +73,6 @@ def test_a_stack_answers_as_each_method_and_sample_alone(samples, rows_at_once):
     assert len({str(texts) for texts in answers.values()}) > 4  # eviction does show
     for number, sample in enumerate(samples):
         alone = prepare_samples(model, processor, [sample])
-        alone = replace(alone, max_new_tokens=batch.max_new_tokens)
         assert answers[None][number] == answer_samples(model, processor, alone)[0].texts
         for member, config in enumerate(configs):
             with PureKV(config)(model):

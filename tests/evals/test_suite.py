@@ -1,12 +1,14 @@
 """Mixed data sets in batches: the same rights as one sample at a time, and honest tables."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import LogitsProcessor
 
 from purekv import PureKV, PureKVConfig, PureKVError
 from purekv.evals import (
@@ -192,6 +194,57 @@ def test_the_method_that_is_not_finite_is_named(samples, monkeypatch):
     assert ask(samples[:1], methods)["0"].skipped == (
         "log-probabilities are not finite under streaming at budget 0.3; try --dtype float32"
     )
+
+
+class _Says(LogitsProcessor):
+    def __init__(self, text, seen):
+        self.ids = tiny_processor().tokenizer(text, add_special_tokens=False)["input_ids"]
+        self.seen = seen
+
+    def __call__(self, input_ids, scores):
+        place = min(input_ids.shape[1] - self.seen, len(self.ids) - 1)
+        scores = torch.full_like(scores, -1e9)
+        scores[:, self.ids[place]] = 0
+        return scores
+
+
+def model_that_says(text):
+    """Whatever it is asked."""
+    model = tiny_model()
+    generate = model.generate
+    model.generate = lambda **inputs: generate(
+        **inputs, logits_processor=[_Says(text, inputs["input_ids"].shape[1])]
+    )
+    return model
+
+
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [
+        ("yes.! Because<|im_end|>", False),
+        ("yes......<|im_end|>", False),
+        ("yes.<|im_end|>", True),
+        ("yes<|im_end|>", True),
+    ],
+)
+def test_an_answer_is_right_or_wrong_whatever_else_is_in_its_batch(samples, said, right):
+    model, processor = model_that_says(said), tiny_processor()
+    short = replace(samples[0], turns=(Turn("what?", "yes", ""),))
+    long = replace(samples[2], turns=(Turn("what?", "a much longer gold answer", ""),))
+    letter = replace(samples[5], turns=(Turn("which?", "Y", "", ("no",) * 24 + ("yes",)),))
+    for together in ([short], [short, long], [short, letter]):
+        found = evaluate(model, processor, together, CONFIGS[:1], batch_size=2, read=from_memory)
+        records = {record.id: record for records in found for record in records}
+        for outcome in records["0"].outcomes:
+            assert outcome.answers == [said.split("<")[0][:5]]
+            assert outcome.right == [right]
+
+
+def test_a_letter_is_chosen_whatever_follows(samples):
+    model, processor = model_that_says("B. green<|im_end|>"), tiny_processor()
+    sample = replace(samples[0], turns=(Turn("which?", "B", "", CHOICES),))
+    (records,) = evaluate(model, processor, [sample], CONFIGS[:1], read=from_memory)
+    assert [outcome.right for outcome in records[0].outcomes] == [[True], [True]]
 
 
 def test_tokens_that_a_model_masks_are_no_fault(samples):

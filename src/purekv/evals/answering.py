@@ -6,6 +6,7 @@ and on the cache that the first prompt left: compressed, if PureKV is attached t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -52,9 +53,10 @@ class Batch:
     """Gold answer of each turn and sample."""
     inputs: dict[str, Tensor]
     """Of the first turn, on the model's device."""
-    max_new_tokens: list[int]
-    """Of each turn: room for its longest gold answer and a few tokens more; what is longer than
-    that is wrong however it goes on."""
+    max_new_tokens: list[list[int]]
+    """Of each turn and sample: room for the gold answer and a few tokens more. What is longer than
+    that is wrong however it goes on, and cut there: it must not matter what else is in the batch.
+    """
 
 
 @dataclass
@@ -62,7 +64,9 @@ class Row:
     """What one sample, under one method, answered."""
 
     texts: list[str]
-    """Greedy answer to each turn."""
+    """Greedy answer to each turn, as far as the batch leaves it room."""
+    ended: list[bool]
+    """Whether the model had said all of it by then."""
     forced: list[Tensor]
     """For each turn, log-probabilities of the token behind each part of the gold answer, from none
     of it to all: float32 [gold tokens + 1, vocabulary]. Empty unless asked for."""
@@ -97,11 +101,8 @@ def prepare_samples(
     prompts = [[_render(processor, chat[: 2 * t + 1]) for chat in messages] for t in range(turns)]
     inputs = _first_inputs(processor, prompts[0], media, model.device)
     golds = [[sample.turns[turn].answer for sample in samples] for turn in range(turns)]
-    lengths = [
-        max(map(len, processor.tokenizer(texts, add_special_tokens=False)["input_ids"]))
-        for texts in golds
-    ]
-    room = [n + SPARE_TOKENS for n in lengths]
+    tokens = [processor.tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in golds]
+    room = [[len(ids) + SPARE_TOKENS for ids in row] for row in tokens]
     return Batch(prompts, golds, dict(inputs.to(model.device)), room)
 
 
@@ -127,19 +128,22 @@ def answer_samples(
         inputs[CACHE] = stack.cache
         if stack.rope_deltas is not None:
             model.base_model.rope_deltas = stack.rope_deltas
-    rows = [Row([], []) for _ in range(inputs["input_ids"].shape[0])]
+    ends = _end_tokens(model, processor)
+    rows = [Row([], [], []) for _ in range(inputs["input_ids"].shape[0])]
     for turn, prompts in enumerate(batch.prompts):
+        room = batch.max_new_tokens[turn] * copies
         output = model.generate(
             **inputs,
-            max_new_tokens=batch.max_new_tokens[turn],
+            max_new_tokens=max(room),
             do_sample=False,
             return_dict_in_generate=True,
             output_logits=force,
         )
         seen = inputs["input_ids"].shape[1]
-        texts = processor.batch_decode(output.sequences[:, seen:], skip_special_tokens=True)
-        for row, text in zip(rows, texts, strict=True):
-            row.texts.append(text.strip())
+        for row, ids, most in zip(rows, output.sequences[:, seen:].tolist(), room, strict=True):
+            said = list(takewhile(lambda token: token not in ends, ids[:most]))
+            row.texts.append(processor.decode(said, skip_special_tokens=True).strip())
+            row.ended.append(len(said) < len(ids[:most]))
         cache = cache_of(output)
         _rewind(cache, seen)  # forget the model's own answer
         inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")} | {CACHE: cache}
@@ -184,6 +188,14 @@ def _read(
         head(row[row.shape[0] - n :]).float().log_softmax(-1)
         for row, n in zip(hidden[0], lengths, strict=True)
     ]
+
+
+def _end_tokens(model: PreTrainedModel, processor: ProcessorMixin) -> set[int]:
+    """Those with which an answer ends."""
+    ends = model.generation_config.eos_token_id
+    if ends is None:
+        ends = processor.tokenizer.eos_token_id
+    return set(ends) if isinstance(ends, list) else {ends}
 
 
 def _rewind(cache: Cache, seen: int) -> None:

@@ -250,9 +250,11 @@ def _shares_prefill(config: Method) -> bool:
 
 def _outcome(sample: Sample, ours: Row, full: Row, kv_bytes: int) -> Outcome:
     pairs = list(zip(full.forced, ours.forced, strict=True))
+    answers = zip(sample.turns, ours.texts, ours.ended, strict=True)
     return Outcome(
         ours.texts,
-        [turn.accepts(text) for turn, text in zip(sample.turns, ours.texts, strict=True)],
+        # A letter is chosen whatever is said behind it; words are not right if more follow.
+        [turn.accepts(text) and (ended or bool(turn.choices)) for turn, text, ended in answers],
         [_significant(_divergence(*pair)) for pair in pairs],
         [_significant((a.argmax(-1) == b.argmax(-1)).float().mean().item()) for a, b in pairs],
         kv_bytes,
