@@ -149,6 +149,24 @@ def test_a_run_that_goes_on_asks_only_what_is_missing_in_the_same_batches(sample
             assert not {"0", "2"} & set(read)
 
 
+def test_a_refused_sample_keeps_its_place_in_its_batch(samples):
+    four = [samples[0], samples[7], replace(samples[5], turns=turns(9, 2)), samples[8]]
+    count = PureKVConfig(budget=10, first_token="compressed")
+
+    def read(sample):  # 7 has as many pixels as the others, but the processor shrinks them
+        large = Image.fromarray(pixels(7, 1, 48, 64)[0])
+        return Media(images=(large,)) if sample.id == "7" else from_memory(sample)
+
+    def batches(done):
+        model, processor = tiny_model(), tiny_processor()
+        found = evaluate(model, processor, four, [count], batch_size=2, read=read, done=done)
+        return [{record.id: record for record in records} for records in found]
+
+    first, second = batches({})
+    assert first["7"].skipped
+    assert batches(first) == [second]
+
+
 def test_a_broken_sample_is_named_and_the_others_are_asked(samples):
     def read(sample):
         if sample.id == "2":
@@ -269,8 +287,8 @@ def test_equal_ids_are_refused(samples):
 def test_a_record_survives_json(samples):
     record = ask(samples[:1])["0"]
     assert Record.from_dict(json.loads(json.dumps(record.to_dict()))) == record
-    left_out = Record("a", skipped="why")
-    assert Record.from_dict(json.loads(json.dumps(left_out.to_dict()))) == left_out
+    for left_out in (Record("a", skipped="why"), Record("a", pixels=9, skipped="why")):
+        assert Record.from_dict(json.loads(json.dumps(left_out.to_dict()))) == left_out
 
 
 def outcome(right):

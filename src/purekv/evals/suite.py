@@ -56,13 +56,15 @@ class Record:
 
     id: str
     visual_tokens: int = 0
-    pixels: int = 0
-    """What decides with which other samples it is batched."""
+    pixels: int | None = None
+    """What decides with which other samples it is batched; None if it could not be read."""
     outcomes: tuple[Outcome, ...] = ()
     skipped: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"id": self.id, "skipped": self.skipped} if self.skipped else asdict(self)
+        if self.skipped:
+            return {"id": self.id, "pixels": self.pixels, "skipped": self.skipped}
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Record":
@@ -133,17 +135,18 @@ def _groups(
             yield _Group(members, [media or read(sample) for sample, media in group])
 
     for sample in samples:
-        record = done.get(sample.id)
-        if record is not None and record.skipped:
-            continue
-        media = None
-        if record is None:
+        record, media = done.get(sample.id), None
+        if record is not None:
+            if record.pixels is None:
+                continue
+            pixels = record.pixels
+        else:
             try:
                 media = read(sample)
             except (PureKVError, OSError, ValueError) as error:
                 yield Record(sample.id, skipped=" ".join(str(error).split()))
                 continue
-        pixels = media.pixels if media is not None else record.pixels  # type: ignore[union-attr]
+            pixels = media.pixels
         kind = (pixels, len(sample.turns))
         waiting[kind].append((sample, media))
         if len(waiting[kind]) == size:
@@ -182,7 +185,8 @@ class _Asking:
             return self._ask(group, batch)
         except (PureKVError, ValueError) as error:
             if len(group.samples) == 1:
-                return [Record(group.samples[0].id, skipped=" ".join(str(error).split()))]
+                reason = " ".join(str(error).split())
+                return [Record(group.samples[0].id, 0, group.media[0].pixels, skipped=reason)]
         pairs = zip(group.samples, group.media, strict=True)
         return [record for pair in pairs for record in self.ask(_Group([pair[0]], [pair[1]]))]
 
