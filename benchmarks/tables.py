@@ -114,8 +114,12 @@ def _fill(match: re.Match[str]) -> str:
 
 
 def _kept(part: dict[str, Any]) -> str:
-    low, high = part["retention_ci95"]
-    return f"{part['retention']:.3f} [{low:.3f}, {high:.3f}]"
+    """The retention, "-" where the full cache was never right; its interval, if it has one."""
+    if part["retention"] is None:
+        return "-"
+    interval = part["retention_ci95"]
+    bounds = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+    return f"{part['retention']:.3f}{bounds}"
 
 
 def _markdown(lines: list[list[str]]) -> str:

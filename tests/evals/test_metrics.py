@@ -66,10 +66,33 @@ def test_wilson_against_published_values(correct, n, low, high):
 
 def test_retention_is_paired_and_clustered():
     full = [True] * 90 + [False] * 10
-    assert retention_interval(full, full, [str(i) for i in range(100)]) == (1.0, 1.0, 1.0)
     ours = [True] * 81 + [False] * 19
     alone = retention_interval(ours, full, [str(i) for i in range(100)])
     together = retention_interval(ours, full, [str(i // 10) for i in range(100)])
     assert alone[0] == together[0] == pytest.approx(0.9)
     assert alone[1] < 0.9 < alone[2]
     assert together[2] - together[1] > alone[2] - alone[1]
+
+
+@pytest.mark.parametrize("n", [5, 30, 90])
+def test_nothing_lost_is_not_certain(n):
+    full = [True] * n + [False] * 10  # where nothing was right, nothing could be lost
+    clusters = [str(i) for i in range(n + 10)]
+    low = wilson_interval(n, n)[0]
+    assert retention_interval(full, full, clusters) == pytest.approx((1.0, low, 1.0))
+    twice = retention_interval(full * 2, full * 2, clusters * 2)
+    assert twice == pytest.approx((1.0, low, 1.0))
+
+
+def test_everything_lost_is_not_certain():
+    full, none = [True] * 20, [False] * 20
+    found = retention_interval(none, full, [str(i) for i in range(20)])
+    assert found == pytest.approx((0.0, 0.0, wilson_interval(0, 20)[1]))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_few_clusters_have_no_interval(count):
+    full = [True] * 12 + [False] * 12
+    ours = [True, False] * 12
+    clusters = [str(i % count) for i in range(12)] + [str(100 + i) for i in range(12)]
+    assert retention_interval(ours, full, clusters) == (1.0, None, None)

@@ -38,8 +38,9 @@ def summarise(
     Over the samples that have a record and were not skipped. `accuracy` is over the answers to all
     turns, `first_turn` and `second_turn` (all later turns) hold them apart; `ci95` is Wilson's for
     answers clustered by media, `retention` the accuracy over the full cache's with a bootstrap over
-    media, `mcnemar_p` an exact paired test against the full cache, `kl` and `agreement` compare the
-    next-token distributions along the gold answers with the full cache's.
+    media (no interval, None, where those are too few), `mcnemar_p` an exact paired test against the
+    full cache, `kl` and `agreement` compare the next-token distributions along the gold answers
+    with the full cache's.
 
     Args:
         seed: of the bootstrap.
@@ -110,7 +111,7 @@ def _part(answers: Sequence[_Answer], seed: int) -> dict[str, Any]:
         "accuracy": _mean(ours),
         "ci95": list(accuracy_interval(ours, clusters)),
         "retention": retention,
-        "retention_ci95": None if retention is None else [low, high],
+        "retention_ci95": None if low is None else [low, high],
     }
 
 
