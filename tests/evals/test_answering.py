@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from purekv import PureKV, PureKVConfig, PureKVError
 from purekv.evals import SharedPrefill, answer_samples, prepare_samples, read_samples
@@ -77,6 +78,25 @@ def test_a_stack_answers_as_each_method_and_sample_alone(samples, rows_at_once):
         for member, config in enumerate(configs):
             with PureKV(config)(model):
                 assert answers[member][number] == answer_samples(model, processor, alone)[0].texts
+
+
+@pytest.mark.parametrize("budget", [None, 0.3])
+def test_an_empty_gold_answer_has_one_place_in_any_batch(samples, budget):
+    model, processor = tiny_model(), tiny_processor()
+    turns = tuple(replace(turn, answer="") for turn in samples[0].turns)
+    empty = replace(samples[0], turns=turns)
+
+    def forced(asked):
+        batch = prepare_samples(model, processor, asked)
+        if budget is None:
+            return answer_samples(model, processor, batch, force=True)[0].forced
+        with PureKV(PureKVConfig(budget=budget, first_token="compressed"))(model):
+            return answer_samples(model, processor, batch, force=True)[0].forced
+
+    alone = forced([empty])
+    assert [turn.shape for turn in alone] == [(1, 320), (1, 320)]
+    for together in ([empty, samples[2]], [empty, empty]):
+        torch.testing.assert_close(forced(together), alone, atol=1e-4, rtol=1e-3)
 
 
 def test_a_shared_prefill_needs_pixels_and_left_padding(samples):

@@ -149,7 +149,10 @@ def answer_samples(
         inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")} | {CACHE: cache}
         if force:
             first = output.logits[0].float().log_softmax(-1)
-            forced = _read(model, processor, inputs, batch.golds[turn] * copies)
+            golds = batch.golds[turn] * copies
+            forced = [first[:0]] * len(rows)  # of empty answers
+            if any(processor.tokenizer(golds, add_special_tokens=False)["input_ids"]):
+                forced = _read(model, processor, inputs, golds)
             for number, row in enumerate(rows):
                 row.forced.append(torch.cat([first[number, None], forced[number]]))
         if turn + 1 < len(batch.prompts):
@@ -166,8 +169,8 @@ def _read(
 ) -> list[Tensor]:
     """Log-probabilities behind each token of a text that follows the cache, float32 [n, V] a row.
 
-    `generate` makes the forward, since it knows every family's positions; the cache is left as it
-    was.
+    `generate` makes the forward, since it knows every family's positions; it wants something new,
+    so one text at least must have a token. The cache is left as it was.
     """
     cache = inputs[CACHE]
     seen = cache.get_seq_length()
