@@ -81,8 +81,44 @@ def test_kinds_of_media(tmp_path, media, kind, videos, images):
         ({"turns": [{"question": "a", "answer": "x", "choices": ["b", "c"]}]}, "none of the"),
         ({"turns": [{"question": "a"}]}, "answer"),
         ({"turns": []}, "no turns"),
+        ({"turns": {"question": "a", "answer": "b"}}, "turns must be a list"),
+        ({"turns": ["a"]}, "a turn must be an object"),
+        ({"category": ["u"]}, "category must be text"),
+        ({"category": None}, "category must be text"),
+        ({"turns": [{"question": "a", "answer": "b", "category": 3}]}, "category must be text"),
+        ({"id": None}, "id must be text or a whole number"),
+        ({"id": [1]}, "id must be text or a whole number"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path, line, message):
     with pytest.raises(PureKVError, match=rf"data.jsonl:1 is not a sample .*{message}"):
         read(tmp_path, **line)
+
+
+LINE = b'{"id": "x", "image": "a.png", "turns": [{"question": "q", "answer": "5"}]}'
+
+
+@pytest.mark.parametrize(
+    "wrong", [b"[1]", b"7", b"null", b'"a"', b"{", b'\xff\xfe{"id"', LINE.replace(b"5", b"\xe9")]
+)
+@pytest.mark.parametrize("before", [0, 2])
+def test_what_is_no_sample_at_all_is_named(tmp_path, wrong, before):
+    path = tmp_path / "data.jsonl"
+    good = [LINE.replace(b'"x"', b"%d" % k) for k in range(before)]
+    path.write_bytes(b"\n".join([*good, wrong]))
+    with pytest.raises(PureKVError, match=rf"^\S+data.jsonl:{before + 1} is not a sample [^\n]*$"):
+        read_samples(path)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + LINE + b"\r\n" + LINE.replace(b"x", "\u00e9".encode()))
+    assert [sample.id for sample in read_samples(path)] == ["x", "\u00e9"]
+
+
+def test_two_samples_of_one_id_are_named(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(LINE.replace(b'"x"', b"7") + b"\n\n" + LINE.replace(b"x", b"7"))
+    with pytest.raises(PureKVError, match=r"data.jsonl:3: .* same id '7', in lines 1 and 3"):
+        read_samples(path)
+    assert len(read_samples(path, limit=1)) == 1

@@ -67,33 +67,47 @@ def read_samples(path: str | Path, limit: int | None = None) -> list[Sample]:
     answer is a letter or the text of one.
 
     Raises:
-        PureKVError: the file is missing, or a line is not such an object.
+        PureKVError: the file is missing, a line is not such an object, or has another one's id.
     """
     path = Path(path)
     if not path.is_file():
         raise PureKVError(f"data file not found: {path}")
     samples: list[Sample] = []
-    with path.open(encoding="utf-8") as lines:
+    lines_of: dict[str, int] = {}
+    with path.open("rb") as lines:  # a line that is no text is named like any other
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             if limit is not None and len(samples) == limit:
                 break
             try:
-                samples.append(_sample(json.loads(line), path.parent))
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                sample = _sample(json.loads(text), path.parent)
             except (ValueError, KeyError, TypeError) as error:
                 raise PureKVError(
                     f"{path}:{number} is not a sample ({error}); a line needs id, video, videos, "
                     "image or images, and turns with question and answer"
                 ) from error
+            if sample.id in lines_of:
+                raise PureKVError(
+                    f"{path}:{number}: 2 samples have the same id {sample.id!r}, in lines "
+                    f"{lines_of[sample.id]} and {number}; make the ids unique"
+                )
+            lines_of[sample.id] = number
+            samples.append(sample)
     return samples
 
 
-def _sample(data: Mapping[str, Any], folder: Path) -> Sample:
+def _sample(data: Any, folder: Path) -> Sample:
+    _check_object(data, "the line")
+    if isinstance(data["id"], bool) or not isinstance(data["id"], str | int):
+        raise ValueError(f"id must be text or a whole number, not {json.dumps(data['id'])}")
     videos, images = _paths(data, "video", folder), _paths(data, "image", folder)
     if not images and not videos:
         raise ValueError("no media")
     category = data.get("category", "all")
+    if not isinstance(data["turns"], list):
+        raise ValueError(f"turns must be a list, not {json.dumps(data['turns'])}")
     turns = tuple(_turn(turn, category) for turn in data["turns"])
     if not turns:
         raise ValueError("no turns")
@@ -109,12 +123,19 @@ def _paths(data: Mapping[str, Any], kind: str, folder: Path) -> tuple[Path, ...]
     return tuple(folder / name for name in _texts(names, several))
 
 
-def _turn(data: Mapping[str, Any], category: str) -> Turn:
+def _turn(data: Any, category: Any) -> Turn:
+    _check_object(data, "a turn")
     question, answer = _texts([data["question"], data["answer"]], "question and answer")
     choices = _texts(data.get("choices") or [], "choices")
     if choices:
         answer = _gold_letter(answer, choices)
-    return Turn(question, answer, data.get("category", category), choices)
+    (category,) = _texts([data.get("category", category)], "category")
+    return Turn(question, answer, category, choices)
+
+
+def _check_object(data: Any, name: str) -> None:
+    if not isinstance(data, dict):
+        raise ValueError(f"{name} must be an object, not {json.dumps(data)}")
 
 
 def _texts(values: Any, name: str) -> tuple[str, ...]:
