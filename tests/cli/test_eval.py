@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from purekv.errors import PureKVError
 from purekv.evals.store import Store
 from tests.media.clips import write_video
 
@@ -91,6 +92,27 @@ def test_a_killed_run_goes_on_to_the_same_bytes(cli, words, tmp_path, monkeypatc
     for name in ("samples.jsonl", "results.json", "run.json"):
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert cli(*words, "--out", tmp_path / "whole", "--resume")[0] == 0  # nothing left to ask
+
+
+def test_a_start_that_fails_does_not_block_the_folder(cli, words, tmp_path, monkeypatch) -> None:
+    def fail(*args: object) -> None:
+        raise PureKVError("broken")
+
+    words = [*words, "--speed-samples", "0", "--limit", "1", "--out", tmp_path / "out"]
+    with monkeypatch.context() as patch:
+        patch.setattr("purekv.evals.suite._Asking.__init__", fail)
+        assert cli(*words)[0] == 2
+    assert cli(*words)[0] == 0
+
+
+def test_equal_ids_are_named_before_the_model_loads(cli, words, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("purekv.loading.Checkpoint.model", lambda *a, **k: pytest.fail("loaded"))
+    line = (data / "data.jsonl").read_text().splitlines()[0]
+    (tmp_path / "data.jsonl").write_text(f"{line}\n{line}\n")
+    code, _, err = cli(*words, "--data", tmp_path, "--out", tmp_path / "out")
+    assert code == 2
+    assert "2 samples have the same id '0'" in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_limit_picks_by_seed(cli, words) -> None:

@@ -76,6 +76,7 @@ def evaluate(
     from purekv.evals.plots import require_matplotlib, write_plots
     from purekv.evals.speed import measure_speed
     from purekv.evals.store import Store
+    from purekv.evals.suite import check_ids
     from purekv.loading import find_device, fingerprint
 
     if not debug:
@@ -103,6 +104,7 @@ def evaluate(
     if data.is_dir():
         data = data / "data.jsonl"
     samples = _picked(data, limit, seed)
+    check_ids(samples)
     checkpoint = find_checkpoint(model)
     check_layers(checkpoint, [config for config in configs if isinstance(config, PureKVConfig)])
     processor = checkpoint.processor()

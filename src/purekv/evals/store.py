@@ -19,7 +19,8 @@ _RUN, _SAMPLES = "run.json", "samples.jsonl"
 
 
 class Store:
-    """Opened for one run.
+    """Opened for one run. The folder is left empty until there is a record: a start that fails
+    does not block it.
 
     Args:
         settings: whatever the records depend on, plain JSON types.
@@ -32,6 +33,7 @@ class Store:
     def __init__(self, directory: Path, settings: dict[str, Any], resume: bool) -> None:
         self.directory = directory
         self.records: dict[str, Record] = {}
+        self._settings = settings
         before = _read_json(directory / _RUN)
         if before is not None and not resume:
             raise PureKVError(
@@ -45,10 +47,8 @@ class Store:
                 "repeat its settings to resume it, or name another folder with --out"
             )
         directory.mkdir(parents=True, exist_ok=True)
-        if before is None:
-            (directory / _SAMPLES).unlink(missing_ok=True)
-            self.write(_RUN, settings)
-        else:
+        self._begun = before is not None
+        if self._begun:
             self._load()
 
     def _load(self) -> None:
@@ -71,6 +71,10 @@ class Store:
     def add(self, records: Iterable[Record]) -> None:
         """Keep the records of a batch, whatever happens next."""
         records = list(records)
+        if not self._begun:
+            (self.directory / _SAMPLES).unlink(missing_ok=True)
+            self.write(_RUN, self._settings)
+            self._begun = True
         with (self.directory / _SAMPLES).open("a", encoding="utf-8") as file:
             file.write("".join(_line(record) for record in records))
             file.flush()

@@ -5,7 +5,7 @@ for records in evaluate(model, processor, samples, configs, batch_size=8):
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -72,6 +72,15 @@ class Record:
         return cls(**{**data, "outcomes": outcomes})
 
 
+def check_ids(samples: Sequence[Sample]) -> None:
+    """Raises PureKVError if two samples share an id."""
+    for name, count in Counter(sample.id for sample in samples).items():
+        if count > 1:
+            raise PureKVError(
+                f"{count} samples have the same id {name!r}; make the ids of the data set unique"
+            )
+
+
 @torch.inference_mode()
 def evaluate(
     model: PreTrainedModel,
@@ -101,8 +110,7 @@ def evaluate(
     Raises:
         PureKVError: two samples share an id.
     """
-    if len({sample.id for sample in samples}) < len(samples):
-        raise PureKVError("two samples have the same id; make the ids of the data set unique")
+    check_ids(samples)
     if rows_at_once is None:
         rows_at_once = 32 if model.device.type == "cpu" else 512
     asking = _Asking(model, processor, configs, rows_at_once)
