@@ -1,6 +1,7 @@
 """Checkpoints to models and processors: refused early, in one line, and never code from a hub."""
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,15 +97,37 @@ def _config(name: str) -> Any:
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """Twelve hex digits that tell a model from others of its shape: names, shapes and a sample of
-    the weights, as float32."""
+    """Twelve hex digits that tell a model from others of its shape: its config, how it generates,
+    and names, shapes and a sample of the weights, as float32; not where it lies."""
     digest = hashlib.sha256()
+    digest.update(_canonical(model.config.to_dict()))
+    if model.generation_config is not None:
+        digest.update(_canonical(model.generation_config.to_dict()))
     for name, weight in sorted(model.named_parameters()):
         digest.update(f"{name} {tuple(weight.shape)}".encode())
         stride = max(1, weight.numel() // 64)
         some = weight.detach().flatten()[::stride][:64].float().cpu()
         digest.update(some.numpy().tobytes())
     return digest.hexdigest()[:12]
+
+
+def processor_fingerprint(processor: ProcessorMixin) -> str:
+    """The same of what makes the prompt: how pixels are cut and the chat is written."""
+    templates = [processor.chat_template, processor.tokenizer.chat_template]
+    digest = hashlib.sha256(_canonical([processor.to_dict(), templates]))
+    return digest.hexdigest()[:12]
+
+
+def _canonical(data: Any) -> bytes:
+    """JSON of a config, without where it was read and which version wrote it."""
+
+    def bare(value: Any) -> Any:
+        if isinstance(value, dict):
+            pairs = ((str(key), bare(one)) for key, one in value.items())
+            return {k: v for k, v in pairs if k[:1] != "_" and k != "transformers_version"}
+        return [bare(one) for one in value] if isinstance(value, list | tuple) else value
+
+    return json.dumps(bare(data), sort_keys=True, default=str).encode()
 
 
 def find_device(name: str) -> torch.device:

@@ -1,12 +1,14 @@
 """`purekv eval`: the contract's rows, runs that are killed and go on, bad input."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from purekv.errors import PureKVError
 from purekv.evals.store import Store
+from purekv.loading import Checkpoint
 from tests.media.clips import write_video
 
 ROW = {
@@ -92,6 +94,55 @@ def test_a_killed_run_goes_on_to_the_same_bytes(cli, words, tmp_path, monkeypatc
     for name in ("samples.jsonl", "results.json", "run.json"):
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert cli(*words, "--out", tmp_path / "whole", "--resume")[0] == 0  # nothing left to ask
+
+
+def change(path: Path, keys: list[str], value: object) -> None:
+    data = inner = json.loads(path.read_text())
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    path.write_text(json.dumps(data))
+
+
+def test_what_numbers_depend_on_must_be_the_same_to_go_on(
+    cli, words, checkpoint, tmp_path, monkeypatch
+) -> None:
+    out = ["--speed-samples", "0", "--limit", "1", "--out", tmp_path / "out"]
+    assert cli(*words, *out)[0] == 0
+    before, theirs = tmp_path / "before", tmp_path / "theirs"
+    shutil.copytree(checkpoint, before)
+    assert cli(*words, *out, "--resume", "--model", before)[0] == 0  # the place does not matter
+
+    def refused_for(what: str) -> bool:
+        code, _, err = cli(*words, *out, "--resume", "--model", theirs)
+        shutil.rmtree(theirs)
+        shutil.copytree(checkpoint, theirs)
+        return code == 2 and f"with another {what};" in err
+
+    shutil.copytree(checkpoint, theirs)
+    rope = ["text_config", "rope_parameters", "rope_theta"]
+    change(theirs / "config.json", rope, 500.0)
+    assert refused_for("model")
+    change(theirs / "generation_config.json", ["repetition_penalty"], 1.5)
+    assert refused_for("model")
+    change(theirs / "processor_config.json", ["image_processor", "size", "longest_edge"], 1024)
+    assert refused_for("processor")
+    template = theirs / "chat_template.jinja"
+    template.write_text("System: be brief. " + template.read_text())
+    assert refused_for("processor")
+    with monkeypatch.context() as patch:
+        patch.setattr("purekv.__version__", "0.0")
+        assert refused_for("purekv")
+    load = Checkpoint.model
+
+    def eager(self: Checkpoint, **settings: str) -> object:
+        model = load(self, **settings)
+        model.set_attn_implementation("eager")
+        return model
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "model", eager)
+        assert refused_for("attention")
 
 
 def test_a_start_that_fails_does_not_block_the_folder(cli, words, tmp_path, monkeypatch) -> None:

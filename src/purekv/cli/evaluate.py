@@ -77,7 +77,7 @@ def evaluate(
     from purekv.evals.speed import measure_speed
     from purekv.evals.store import Store
     from purekv.evals.suite import check_ids
-    from purekv.loading import find_device, fingerprint
+    from purekv.loading import find_device, fingerprint, processor_fingerprint
 
     if not debug:
         quiet()
@@ -117,10 +117,13 @@ def evaluate(
         "limit": limit,
         "seed": seed,
         "model": fingerprint(loaded),
+        "processor": processor_fingerprint(processor),
+        "attention": loaded.config._attn_implementation,
         "dtype": str(loaded.dtype),
         "device": loaded.device.type,
         "batch": batch,
         "methods": [config.to_dict() for config in configs],
+        **_versions(),
     }
     if out is not None:
         store = Store(out, settings, resume)
@@ -183,13 +186,21 @@ def _picked(data: Path, limit: int | None, seed: int) -> "list[Sample]":
 
 def _environment(model: Any) -> dict[str, str]:
     import torch
-    import transformers
-
-    import purekv
 
     on_gpu = model.device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(model.device) if on_gpu else "cpu",
+        **_versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    import torch
+    import transformers
+
+    import purekv
+
+    return {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "purekv": purekv.__version__,
