@@ -5,7 +5,7 @@ from itertools import product
 from typing import Any, TypeAlias
 
 from purekv.allocation import ALLOCATIONS
-from purekv.config import PureKVConfig
+from purekv.config import AVAILABLE, PureKVConfig
 from purekv.errors import PureKVError
 from purekv.evals.frames import NAME as FRAMES
 from purekv.evals.frames import FewerFrames
@@ -61,27 +61,63 @@ def make_configs(
     evicts: Sequence[str] = ("post",),
     **settings: Any,
 ) -> list[PureKVConfig]:
-    """Every method with every budget, prefill and way to evict.
+    """Every method with every budget, prefill and way to evict; equal configs once.
 
-    A budget of 1.0 with dense prefill is the full cache, which is measured anyway: left out.
+    A budget of 1.0 with dense prefill is the full cache, which is measured anyway: left out. So is
+    a way to evict that a method does not have, where it has another one of `evicts`.
+
+    Raises:
+        PureKVError: a setting is wrong, or a method has none of `evicts`.
     """
-    configs = []
-    for name, prefill, evict, budget in product(methods, prefills, evicts, budgets):
-        chosen = {"prefill": prefill, "evict": evict, **settings, **method_settings(name)}
-        config = PureKVConfig(budget=budget, **chosen)
-        if (budget, prefill) != (1.0, "dense") and config not in configs:
-            configs.append(config)
-    return configs
+    configs: list[PureKVConfig] = []
+    for name, prefill in product(methods, prefills):
+        refused: PureKVError | None = None
+        found: list[PureKVConfig] = []
+        for evict in evicts:
+            chosen = {"prefill": prefill, "evict": evict, **settings, **method_settings(name)}
+            try:
+                found += [PureKVConfig(budget=budget, **chosen) for budget in budgets]
+            except PureKVError as error:
+                if not _lacks(chosen):
+                    raise
+                refused = refused or error
+        if refused and not found:
+            raise refused
+        configs += found
+    return [
+        config
+        for config in dict.fromkeys(configs)
+        if (config.budget, config.prefill) != (1.0, "dense")
+    ]
+
+
+def _lacks(settings: dict[str, Any]) -> bool:
+    """Whether a method as such cannot evict like this, whatever else is chosen."""
+    needed = {name: settings[name] for name in ("scorer", "allocation", "evict")}
+    try:
+        PureKVConfig(**needed)
+    except PureKVError:
+        return needed["evict"] in AVAILABLE["evict"]
+    return False
 
 
 def make_methods(
-    methods: Sequence[str], budgets: Sequence[float | int], **settings: Any
+    methods: Sequence[str],
+    budgets: Sequence[float | int],
+    *,
+    multiple_of: int = 28,
+    **settings: Any,
 ) -> list[Method]:
-    """As `make_configs`, which it calls, and the methods that are no compression of a cache."""
+    """As `make_configs`, which it calls, and the methods that are no compression of a cache.
+
+    Args:
+        multiple_of: see `FewerFrames`.
+    """
     made: list[Method] = []
-    for name in dict.fromkeys(methods):
+    for name in methods:
         if name == FRAMES:
-            made += [FewerFrames(budget) for budget in dict.fromkeys(budgets) if budget != 1.0]
+            shares = [budget for budget in budgets if budget != 1.0]
+            made += [FewerFrames(budget, multiple_of=multiple_of) for budget in shares]
         else:
             made += make_configs([name], budgets, **settings)
-    return made
+    return list(dict.fromkeys(made))
