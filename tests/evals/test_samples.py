@@ -122,3 +122,9 @@ def test_two_samples_of_one_id_are_named(tmp_path):
     with pytest.raises(PureKVError, match=r"data.jsonl:3: .* same id '7', in lines 1 and 3"):
         read_samples(path)
     assert len(read_samples(path, limit=1)) == 1
+
+
+def test_one_file_has_one_name(tmp_path):
+    names = ["a.png", "./a.png", "x/../a.png", "x//..//a.png", str(tmp_path / "x" / ".." / "a.png")]
+    files = {read(tmp_path, images=[name], video="a.mp4").images[0] for name in names}
+    assert files == {tmp_path / "a.png"}

@@ -8,7 +8,8 @@ import pytest
 
 from purekv import PureKVConfig
 from purekv.cli.tables import show_evaluation
-from purekv.evals import Outcome, Record, Sample, Turn, summarise
+from purekv.evals import Outcome, Record, Sample, Turn, accuracy_interval, summarise
+from purekv.evals.summary import media_clusters
 
 TABLES = Path(__file__).parents[2] / "benchmarks" / "tables.py"
 
@@ -51,3 +52,28 @@ def test_pictures_show_what_has_no_interval(few, tmp_path):
 
     (tmp_path / "results.json").write_text(json.dumps({"rows": few}))
     assert "<td>0.500</td>" in write_plots(tmp_path).read_text()
+
+
+def test_samples_that_share_an_image_are_one_cluster():
+    media = [("a", "b"), ("c",), ("d", "e"), ("b", "c"), ("f",), ("e", "d"), ("f",)]
+    names = media_clusters([sample(k, *paths) for k, paths in enumerate(media)])
+    assert names == ["a|b", "a|b", "d|e", "a|b", "f", "d|e", "f"]
+    videos = [Sample("0", (Path("a"),), (Path("b"),), ()), Sample("1", (), (Path("b"),), ())]
+    assert media_clusters(videos) == ["a|b", "a|b"]
+    assert media_clusters([]) == []
+
+
+def test_long_chains_of_shared_images_are_one_cluster():
+    chain = [sample(k, f"{k}", f"{k + 1}") for k in range(5000)]
+    assert len(set(media_clusters(chain))) == len(set(media_clusters(chain[::-1]))) == 1
+
+
+def test_answers_about_shared_images_are_clustered():
+    samples = [sample(k, f"{k // 2}.png", f"own-{k}.png") for k in range(20)]
+    one = {True: Outcome(["", ""], [True] * 2, [0.0] * 2, [1.0] * 2, 100),
+           False: Outcome(["", ""], [False] * 2, [0.0] * 2, [1.0] * 2, 100)}  # fmt: skip
+    records = {s.id: Record(s.id, 6, 1, (one[k // 2 % 2 == 0],)) for k, s in enumerate(samples)}
+    (row,) = summarise(samples, records, [])
+    rights = [k // 4 % 2 == 0 for k in range(40)]
+    expected = accuracy_interval(rights, [str(k // 4) for k in range(40)])
+    assert row["ci95"] == pytest.approx(expected)

@@ -1,6 +1,7 @@
 """Data sets: one JSON object a line, media beside the file."""
 
 import json
+import os
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,11 +42,6 @@ class Sample:
     videos: tuple[Path, ...]
     images: tuple[Path, ...]
     turns: tuple[Turn, ...]
-
-    @property
-    def cluster(self) -> str:
-        """Samples about the same media are not independent."""
-        return "|".join(str(path) for path in self.videos + self.images)
 
     @property
     def media(self) -> str:
@@ -120,7 +116,8 @@ def _paths(data: Mapping[str, Any], kind: str, folder: Path) -> tuple[Path, ...]
     if kind in data and several in data:
         raise ValueError(f"both {kind} and {several}; write one of them")
     names = data.get(several, [data[kind]] if kind in data else [])
-    return tuple(folder / name for name in _texts(names, several))
+    # One file has one name: samples about the same media are not independent.
+    return tuple(Path(os.path.normpath(folder / name)) for name in _texts(names, several))
 
 
 def _turn(data: Any, category: Any) -> Turn:

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from purekv.evals.methods import Method, method_name
@@ -46,14 +47,42 @@ def summarise(
         seed: of the bootstrap.
     """
     asked = [(s, records[s.id]) for s in samples if s.id in records and not records[s.id].skipped]
-    return [_row(asked, number, config, seed) for number, config in enumerate([None, *configs])]
+    clusters = media_clusters([sample for sample, _ in asked])
+    return [
+        _row(asked, clusters, number, config, seed)
+        for number, config in enumerate([None, *configs])
+    ]
+
+
+def media_clusters(samples: Sequence[Sample]) -> list[str]:
+    """For each sample, the name of its cluster: those that share a video or an image, be it through
+    others, are not independent."""
+    parents: dict[Path, Path] = {}
+
+    def root(path: Path) -> Path:
+        while (parent := parents.setdefault(path, path)) != path:
+            parents[path] = path = parents[parent]
+        return path
+
+    shown = [sample.videos + sample.images for sample in samples]
+    for first, *others in shown:
+        for other in others:
+            parents[root(other)] = root(first)
+    names: dict[Path, str] = {}
+    for paths in shown:
+        names.setdefault(root(paths[0]), "|".join(map(str, paths)))
+    return [names[root(paths[0])] for paths in shown]
 
 
 def _row(
-    asked: Sequence[tuple[Sample, Record]], number: int, config: Method | None, seed: int
+    asked: Sequence[tuple[Sample, Record]],
+    clusters: Sequence[str],
+    number: int,
+    config: Method | None,
+    seed: int,
 ) -> dict[str, Any]:
     answers = []
-    for sample, record in asked:
+    for (sample, record), cluster in zip(asked, clusters, strict=True):
         ours, full = record.outcomes[number], record.outcomes[0]
         columns = zip(sample.turns, ours.right, full.right, ours.kl, ours.agreement, strict=True)
         for place, (turn, right, full_right, kl, agreement) in enumerate(columns, 1):
@@ -62,7 +91,7 @@ def _row(
                     turn.category,
                     place,
                     sample.media,
-                    sample.cluster,
+                    cluster,
                     right,
                     full_right,
                     kl,
