@@ -362,6 +362,27 @@ def test_every_method_has_a_config_that_goes_by_its_name(name):
     assert method.budget == 0.3
 
 
+def test_methods_of_one_budget_hold_equal_bytes(samples):
+    one = PureKVConfig(budget=0.5, scorer="clie", first_token="compressed")
+    configs = [
+        one,
+        replace(one, first_token="exact"),
+        replace(one, scorer="streaming"),
+        PureKVConfig(budget=0.5, scorer="frame_difference", evict="drop", first_token="compressed"),
+        replace(one, scorer="key_diff"),
+        replace(one, allocation="pyramid"),
+        replace(one, allocation="ada"),
+        FewerFrames(1.0),
+        PureKVConfig(budget=1.0, first_token="exact"),
+    ]
+    for record in ask(samples, configs).values():
+        full, *ours, ada, frames, dense = [o.kv_bytes for o in record.outcomes]
+        assert len(set(ours)) == 1
+        # Its index is 96 bytes; it stores no padding, at most a token of 768 bytes here.
+        assert -768 <= ada - ours[0] <= 96
+        assert full == frames == dense
+
+
 def test_methods_that_drop_are_asked_by_themselves(samples):
     methods = [
         PureKVConfig(budget=0.4, evict="drop", source_layers=(0,), first_token="compressed"),

@@ -4,7 +4,8 @@ A later turn is asked after the *gold* earlier answers, so that every method see
 and on the cache that the first prompt left: compressed, if PureKV is attached to the model.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.cache_utils import Cache
 
 from purekv import families
+from purekv.cache import cache_bytes
 from purekv.errors import PureKVError
 from purekv.evals.samples import Sample
 from purekv.evals.shared import Stack
@@ -70,6 +72,9 @@ class Row:
     forced: list[Tensor]
     """For each turn, log-probabilities of the token behind each part of the gold answer, from none
     of it to all: float32 [gold tokens + 1, vocabulary]. Empty unless asked for."""
+    kv_bytes: int = 0
+    """Of all cache tensors once the first prompt has run, its last token included: the batch's,
+    over its rows."""
 
 
 def read_media(processor: ProcessorMixin, sample: Sample) -> Media:
@@ -132,13 +137,17 @@ def answer_samples(
     rows = [Row([], [], []) for _ in range(inputs["input_ids"].shape[0])]
     for turn, prompts in enumerate(batch.prompts):
         room = batch.max_new_tokens[turn] * copies
-        output = model.generate(
-            **inputs,
-            max_new_tokens=max(room),
-            do_sample=False,
-            return_dict_in_generate=True,
-            output_logits=force,
-        )
+        with _cache_sizes(model) as sizes:
+            output = model.generate(
+                **inputs,
+                max_new_tokens=max(room),
+                do_sample=False,
+                return_dict_in_generate=True,
+                output_logits=force,
+            )
+        if turn == 0:
+            for row in rows:
+                row.kv_bytes = sizes[0] // len(rows)
         seen = inputs["input_ids"].shape[1]
         for row, ids, most in zip(rows, output.sequences[:, seen:].tolist(), room, strict=True):
             said = list(takewhile(lambda token: token not in ends, ids[:most]))
@@ -191,6 +200,22 @@ def _read(
         head(row[row.shape[0] - n :]).float().log_softmax(-1)
         for row, n in zip(hidden[0], lengths, strict=True)
     ]
+
+
+@contextmanager
+def _cache_sizes(model: PreTrainedModel) -> Iterator[list[int]]:
+    """Bytes of the cache after the first forward."""
+    sizes: list[int] = []
+
+    def measure(module: torch.nn.Module, args: Any, output: Any) -> None:
+        if not sizes:
+            sizes.append(cache_bytes(cache_of(output)))
+
+    hook = model.register_forward_hook(measure)
+    try:
+        yield sizes
+    finally:
+        hook.remove()
 
 
 def _end_tokens(model: PreTrainedModel, processor: ProcessorMixin) -> set[int]:

@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from purekv.attach import Run
-from purekv.cache import cache_bytes
 from purekv.errors import PureKVError
 from purekv.evals.answering import (
     Batch,
@@ -47,7 +46,8 @@ class Outcome:
     agreement: list[float]
     """Share of these places where both would say the same token."""
     kv_bytes: int
-    """Of all cache tensors at the end of the prefill: the batch's, over its rows."""
+    """Of all cache tensors once the prompt has run, its last token included: the batch's, over its
+    rows."""
 
 
 @dataclass(frozen=True)
@@ -209,9 +209,9 @@ class _Asking:
         outcomes: list[dict[int, Outcome]] = [{} for _ in range(size)]  # of each sample; 0: full
         full: list[Row] = []
 
-        def take(number: int, rows: list[Row], kv_bytes: int) -> None:
+        def take(number: int, rows: list[Row]) -> None:
             for k, (sample, row) in enumerate(zip(group.samples, rows, strict=True)):
-                outcomes[k][number] = outcome = _outcome(sample, row, full[k], kv_bytes)
+                outcomes[k][number] = outcome = _outcome(sample, row, full[k])
                 if not all(map(math.isfinite, outcome.kl)):
                     raise PureKVError(
                         f"log-probabilities are not finite under {self._named(number)}; "
@@ -224,25 +224,23 @@ class _Asking:
             visual_tokens = run.report.visual_tokens
             while stacks:
                 stack = stacks.pop(0)  # its cache is freed once it has answered
-                kv_bytes = cache_bytes(stack.cache) // (size * len(stack.members))
                 rows = answer_samples(self.model, self.processor, batch, stack, force=True)
                 for place, member in enumerate(stack.members):
                     ours = rows[place * size : (place + 1) * size]
                     full = full or ours  # the full cache comes first
-                    take(0 if member is None else 1 + self.shared[member], ours, kv_bytes)
+                    take(0 if member is None else 1 + self.shared[member], ours)
         for number, config in enumerate(self.configs):
             if isinstance(config, FewerFrames):
                 media = [config.thin(one) for one in group.media]
                 fewer = prepare_samples(self.model, self.processor, group.samples, media)
                 with SharedPrefill([], self.model) as plain:
                     (stack,) = plain.stacks(fewer.inputs)
-                    kv_bytes = cache_bytes(stack.cache) // size
                     rows = answer_samples(self.model, self.processor, fewer, stack, force=True)
-                take(1 + number, rows, kv_bytes)
+                take(1 + number, rows)
             elif number not in self.shared:
-                with Run(config, self.model) as alone:
+                with Run(config, self.model):
                     rows = answer_samples(self.model, self.processor, batch, force=True)
-                    take(1 + number, rows, alone.report.kv_bytes_kept // size)
+                take(1 + number, rows)
         return [
             Record(
                 sample.id,
@@ -260,7 +258,7 @@ def _shares_prefill(config: Method) -> bool:
     return settings == ("dense", "post", "compressed")
 
 
-def _outcome(sample: Sample, ours: Row, full: Row, kv_bytes: int) -> Outcome:
+def _outcome(sample: Sample, ours: Row, full: Row) -> Outcome:
     pairs = list(zip(full.forced, ours.forced, strict=True))
     answers = zip(sample.turns, ours.texts, ours.ended, strict=True)
     return Outcome(
@@ -269,7 +267,7 @@ def _outcome(sample: Sample, ours: Row, full: Row, kv_bytes: int) -> Outcome:
         [turn.accepts(text) and (ended or bool(turn.choices)) for turn, text, ended in answers],
         [_significant(_divergence(*pair)) for pair in pairs],
         [_significant((a.argmax(-1) == b.argmax(-1)).float().mean().item()) for a, b in pairs],
-        kv_bytes,
+        ours.kv_bytes,
     )
 
 
