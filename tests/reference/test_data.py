@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from purekv.reference.data import (
     CHECKSUMS,
     SUITES,
     Geometry,
+    _drawing,
     image,
     is_complete,
     page,
@@ -111,6 +115,8 @@ def test_checksums_detect_damage(tmp_path: Path) -> None:
             assert not is_complete(tmp_path)
             if name == CHECKSUMS:  # without it nobody knows whose the files are
                 (tmp_path / name).write_bytes(intact[name])
+            elif damage is flip:  # nobody knows who changed it
+                (tmp_path / name).unlink()
             write_dataset(tmp_path, n=2, seed=1, geometry=video(3, 6))
             assert files(tmp_path) == intact
 
@@ -205,6 +211,60 @@ def test_files_of_others_are_left_alone(tmp_path: Path, name: str) -> None:
     assert files(tmp_path) == {name: b"precious"}
     with pytest.raises(PureKVError, match="is a file"):
         write_dataset(tmp_path / name, n=1, geometry=video(3, 6))
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "images/0-00000.png"])
+@pytest.mark.parametrize("seed", [0, 3])
+def test_what_was_changed_is_left_alone(tmp_path: Path, name: str, seed: int) -> None:
+    write_dataset(tmp_path, n=2, geometry=image(6))
+    (tmp_path / name).write_text("precious")
+    found = files(tmp_path)
+    with pytest.raises(PureKVError, match=rf"{name} was changed since.*; move it away[^\n]*$"):
+        write_dataset(tmp_path, n=1, seed=seed, geometry=image(6))
+    assert files(tmp_path) == found
+    (tmp_path / name).unlink()
+    write_dataset(tmp_path, n=1, seed=seed, geometry=image(6))
+    assert is_complete(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["images", "videos"])
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_folders_that_are_none_are_refused(tmp_path: Path, folder: str, kind: str) -> None:
+    directory, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    geometry = image(6) if folder == "images" else video(3, 6)
+    write_dataset(directory, n=1, geometry=geometry)
+    (directory / folder).rename(elsewhere)
+    if kind == "link":
+        (directory / folder).symlink_to(elsewhere)
+    else:
+        (directory / folder).write_text("precious")
+    found = files(tmp_path)
+    for other in (image(6), video(3, 6)):
+        with pytest.raises(PureKVError, match=rf"{folder} is a {kind}, not a folder; name a new"):
+            write_dataset(directory, n=2, geometry=other)
+    assert files(tmp_path) == found
+    assert (directory / folder).is_symlink() == (kind == "link")
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_a_killed_run_left_goes(tmp_path: Path, whole: bool) -> None:
+    if whole:
+        write_dataset(tmp_path, n=1, geometry=image(6))
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    dead = tmp_path / f"{_drawing(ended.pid)}ab_c12"
+    others = [
+        tmp_path / name
+        for name in (
+            f"{_drawing(os.getpid())}abc", ".drawing-elsewhere-1-abc", ".drawing-mine", "drawing"
+        )
+    ]  # fmt: skip
+    for folder in (dead, *others):
+        (folder / "images").mkdir(parents=True)
+        (folder / "images" / "half.png").write_text("half")
+    write_dataset(tmp_path, n=1, geometry=image(6))
+    assert not dead.exists()
+    assert all((folder / "images" / "half.png").exists() for folder in others)
 
 
 def test_checksums_cannot_name_files_elsewhere(tmp_path: Path) -> None:

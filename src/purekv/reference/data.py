@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import platform
 import re
+import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -179,7 +183,8 @@ def write_dataset(
 
     The same arguments give the same bytes. A directory that already holds them, each file with
     the checksum that was noted, is left as it is; a data set made with other arguments is replaced
-    once all is drawn, and other files stay.
+    once all is drawn, and other files stay. So do files of a data set that were changed since: then
+    nothing is written. What a killed run left half drawn goes.
 
     tokens: name of one of `SUITES`, about that many visual tokens a prompt.
     geometry: of all samples, instead of a suite's.
@@ -187,7 +192,7 @@ def write_dataset(
     turns, choices: see `samples`.
 
     Raises:
-        PureKVError: an argument is out of range, or files of others are in the way.
+        PureKVError: an argument is out of range, or files of others or changed ones are in the way.
     """
     if n < 1:
         raise PureKVError(f"n={n}: use at least 1")
@@ -203,6 +208,7 @@ def write_dataset(
         "level": level, "turns": list(turns), "choices": choices, "recipe": 3,
     }  # fmt: skip
     if is_complete(directory, made):
+        _remove_half_drawn(directory)
         return directory / "data.jsonl"
     _refuse_other_files(directory, seed)
     drawn = (
@@ -215,7 +221,7 @@ def write_dataset(
     renderer = Renderer()
     directory.mkdir(parents=True, exist_ok=True)
     # What is half drawn is never among the files that data.jsonl names.
-    with tempfile.TemporaryDirectory(prefix=".drawing-", dir=directory) as folder:
+    with tempfile.TemporaryDirectory(prefix=_drawing(os.getpid()), dir=directory) as folder:
         scratch = Path(folder)
         lines = []
         for number, sample in enumerate(drawn):
@@ -226,6 +232,7 @@ def write_dataset(
                 progress(number + 1, n)
         (scratch / "data.jsonl").write_text("".join(lines))
         _replace(directory, scratch, made)
+    _remove_half_drawn(directory)
     return directory / "data.jsonl"
 
 
@@ -275,19 +282,51 @@ def _replace(directory: Path, drawn: Path, made: dict[str, object]) -> None:
         (drawn / name).replace(directory / name)
 
 
-def _ours(directory: Path) -> set[str]:
-    """The files that an earlier `write_dataset` noted there."""
+def _ours(directory: Path) -> dict[str, object]:
+    """The files that an earlier `write_dataset` noted there, and their checksums."""
     try:
         files = json.loads((directory / CHECKSUMS).read_text())["files"]
-        return {name for name in files if _OURS.fullmatch(name)}
+        return {name: files[name] for name in files if _OURS.fullmatch(name)}
     except (OSError, ValueError, KeyError, TypeError):
-        return set()
+        return {}
+
+
+def _drawing(process: int | str) -> str:
+    """How the folder begins in which a process of this machine draws."""
+    host = re.sub(r"\W", "", platform.node())
+    return f".drawing-{host}-{process}-"
+
+
+def _remove_half_drawn(directory: Path) -> None:
+    """What processes left there that run no more."""
+    name = re.compile(re.escape(_drawing("PROCESS")).replace("PROCESS", r"(\d+)") + r"\w+")
+    for path in directory.glob(".drawing-*"):
+        found = name.fullmatch(path.name)
+        if found and path.is_dir() and not path.is_symlink() and not _runs(int(found[1])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    """Whether it does, or may."""
+    if sys.platform == "win32":  # where asking would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    return True
 
 
 def _refuse_other_files(directory: Path, seed: int) -> None:
     """`write_dataset` replaces its own files, nothing else."""
     if directory.exists() and not directory.is_dir():
         raise PureKVError(f"{directory} is a file; name a new directory")
+    for folder in (directory / "videos", directory / "images"):
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            kind = "link" if folder.is_symlink() else "file"
+            raise PureKVError(f"{folder} is a {kind}, not a folder; name a new directory")
     ours = _ours(directory)
     names = {"data.jsonl"} | ({CHECKSUMS} if not ours else set())
     names |= {
@@ -295,8 +334,15 @@ def _refuse_other_files(directory: Path, seed: int) -> None:
         for folder in ("videos", "images")
         for path in (directory / folder).glob(f"{seed}-*")
     }
-    if others := sorted(name for name in names - ours if (directory / name).exists()):
+    if others := sorted(name for name in names - set(ours) if (directory / name).exists()):
         raise PureKVError(f"{directory} holds a {others[0]} of its own; name a new directory")
+    for name, noted in sorted(ours.items()):
+        path = directory / name
+        if path.exists() and not (path.is_file() and _sha256(path) == noted):
+            raise PureKVError(
+                f"{path} was changed since it was written; move it away or delete it, or name a "
+                "new directory"
+            )
 
 
 def is_complete(directory: Path, made: dict[str, object] | None = None) -> bool:
