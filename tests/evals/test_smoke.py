@@ -1,5 +1,5 @@
-"""The smoke level of the reference suite, on fewer samples than its 50: reading, prefilling and
-answering with the embedded model, from the command line to the table."""
+"""The smoke level of the reference suite, whole: reading, prefilling and answering with the
+embedded model, from the command line to the table."""
 
 import json
 import subprocess
@@ -11,19 +11,18 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "reference_suite.py"
 
 def test_a_fifth_of_the_cache_answers_like_the_whole(tmp_path):
     out = tmp_path / "smoke.json"
-    options = ["--limit=12", "--methods", "clie", "random", "--budgets", "0.2"]
-    command = [sys.executable, SCRIPT, "--level=smoke", *options, "--out", out]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    command = [sys.executable, SCRIPT, "--level=smoke", "--out", out]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
-    full, clie, random = result["rows"]
-    assert [row["scorer"] for row in result["rows"]] == ["full", "clie", "random"]
+    full, clie, snapkv, random = result["rows"]
+    assert [row["method"] for row in result["rows"]] == ["full", "clie", "snapkv", "random"]
     assert all(row["what"] == "quality" for row in result["rows"])
-    assert result["config"]["samples"] == 12
+    assert result["config"]["samples"] == 50
     assert result["config"]["seconds"]["evaluating"] > 0
     assert 576 <= full["tokens"] <= 593
     assert set(full["by_media"]) == {"video", "videos", "image", "images"}
     assert set(full["by_turn"]) == {"1", "2", "3"}
     assert full["accuracy"] > 0.8
     assert clie["retention"] > 0.85
-    assert clie["retention"] > random["retention"]
+    assert min(clie["retention"], snapkv["retention"]) > 1.5 * random["retention"]
