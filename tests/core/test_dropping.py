@@ -173,7 +173,7 @@ STUBBORN = {
         (0, [("image", 16, 16)], "x" * 300), (1, [("video", 6, 32, 48)], "what?"),
     ],
     "stages that round to the same": [
-        (0, [("image", 32, 32)], "x" * 100), (1, [("video", 6, 32, 48)], "and this one?"),
+        (0, [("image", 16, 32)], "x" * 300), (1, [("video", 6, 32, 48)], "and this one?"),
         (2, [("image", 16, 48)], "x"),
     ],
 }  # fmt: skip

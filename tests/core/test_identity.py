@@ -5,6 +5,7 @@ import copy
 
 import pytest
 import torch
+from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from purekv import PureKV, PureKVConfig, PureKVError
@@ -90,6 +91,20 @@ def test_without_a_cache_the_model_is_dense():
     assert torch.equal(ours, bare)
     with pytest.raises(PureKVError, match="nothing was compressed"):
         _ = run.report
+
+
+def test_an_empty_cache_is_taken_by_name_and_by_place():
+    """Also where it is falsy, as an empty one is, and comes as a positional argument."""
+    model = tiny_model()
+    inputs = prompt()
+    ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
+    with PureKV(PureKVConfig(budget=0.3))(model), torch.no_grad():
+        caches = DynamicCache(), DynamicCache()
+        model.model(ids, mask, None, caches[0], **inputs)
+        model.model(input_ids=ids, attention_mask=mask, past_key_values=caches[1], **inputs)
+    for ours, theirs in zip(caches[0].layers, caches[1].layers, strict=True):
+        assert ours.physical_length < ids.shape[1]
+        assert torch.equal(ours.keys, theirs.keys)
 
 
 def test_two_blocks_on_one_model_are_refused():

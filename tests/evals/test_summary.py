@@ -47,7 +47,6 @@ def test_tables_show_what_has_no_interval(few):
 
 
 def test_pictures_show_what_has_no_interval(few, tmp_path):
-    pytest.importorskip("matplotlib")
     from purekv.evals.plots import write_plots
 
     (tmp_path / "results.json").write_text(json.dumps({"rows": few}))
