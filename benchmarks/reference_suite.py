@@ -11,11 +11,14 @@ the first token included; later turns are asked after the gold answers to the ea
 """
 
 import argparse
+import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import numpy as np
@@ -64,35 +67,23 @@ LEVELS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     arguments = parse()
-    started = time.perf_counter()
-    checkpoint = Checkpoint.find(arguments.model or default_checkpoint())
-    processor = checkpoint.processor()
-    model = checkpoint.model(device=arguments.device, dtype=arguments.dtype)
+    given, started = arguments.data, time.perf_counter()
+    arguments.model = str(arguments.model or default_checkpoint())
     configs = make_methods(arguments.methods, arguments.budgets, first_token="compressed")
     with tempfile.TemporaryDirectory() as folder:
-        read = None
-        if arguments.data:
-            samples = read_samples(arguments.data, arguments.limit)
-        elif arguments.draw:
-            samples, read = drawn(arguments, model.device)
-        else:  # the reference model's questions about media that it has not seen, as files
-            samples = read_samples(
-                write_dataset(
-                    folder, arguments.limit, arguments.seed,
-                    tokens=arguments.tokens, level=arguments.difficulty,
-                )
+        if not arguments.data and not arguments.draw:
+            # the reference model's questions about media that it has not seen, as files
+            arguments.data = write_dataset(
+                folder, arguments.limit, arguments.seed,
+                tokens=arguments.tokens, level=arguments.difficulty,
             )  # fmt: skip
+        samples, _ = find_samples(arguments, torch.device("cpu"))
         prepared = time.perf_counter() - started
         asked = time.perf_counter()
         records: dict[str, Record] = {}
-        for batch in evaluate(
-            model, processor, samples, configs, batch_size=arguments.batch, read=read
-        ):
+        for batch in ask_all(arguments):
             records |= {record.id: record for record in batch}
-            spent = time.perf_counter() - asked
-            show_progress(records, len(samples), spent)
-            if arguments.minutes is not None and spent > 60 * arguments.minutes:
-                break
+            show_progress(records, len(samples), time.perf_counter() - asked)
     evaluating = time.perf_counter() - asked
     rows = summarise(samples, records, configs)
     for row in rows:
@@ -100,8 +91,8 @@ def main() -> None:
     for record in records.values():
         if record.skipped:
             print(f"skipped {record.id}: {record.skipped}", file=sys.stderr)
-    if arguments.data:
-        arguments.data = arguments.data.name
+    arguments.data = given.name if given else None
+    model = Checkpoint.find(arguments.model).model(device=arguments.device, dtype=arguments.dtype)
     run = {
         "dtype": str(model.dtype),
         "model": fingerprint(model),
@@ -110,6 +101,66 @@ def main() -> None:
     }
     write_results(arguments.out, settings(arguments) | run, rows)
     print(f"{len(records)} samples; {prepared:.0f} s preparing, {evaluating:.0f} s asking")
+
+
+def ask_all(arguments: argparse.Namespace) -> Iterator[list[Record]]:
+    """Records of all samples, from one process or several."""
+    if arguments.workers == 1:
+        yield from ask(arguments, 0)
+        return
+    context = multiprocessing.get_context("spawn")
+    queue: Any = context.Queue()
+    workers = [
+        context.Process(target=work, args=(arguments, part, queue))
+        for part in range(arguments.workers)
+    ]
+    for worker in workers:
+        worker.start()
+    running = len(workers)
+    while running:
+        try:
+            batch = queue.get(timeout=5)
+        except Empty:
+            if all(worker.is_alive() or worker.exitcode == 0 for worker in workers):
+                continue
+            for worker in workers:
+                worker.terminate()
+            raise SystemExit("a worker failed; its error is above") from None
+        if batch is None:
+            running -= 1
+        else:
+            yield [Record.from_dict(record) for record in batch]
+
+
+def work(arguments: argparse.Namespace, part: int, queue: Any) -> None:
+    for batch in ask(arguments, part):
+        queue.put([asdict(record) for record in batch])
+    queue.put(None)
+
+
+def ask(arguments: argparse.Namespace, part: int) -> Iterator[list[Record]]:
+    """Records of every so many-th sample, as many as there are workers."""
+    checkpoint = Checkpoint.find(arguments.model)
+    model = checkpoint.model(device=arguments.device, dtype=arguments.dtype)
+    samples, read = find_samples(arguments, model.device)
+    configs = make_methods(arguments.methods, arguments.budgets, first_token="compressed")
+    asked = time.perf_counter()
+    for batch in evaluate(
+        model, checkpoint.processor(), samples[part :: arguments.workers], configs,
+        batch_size=arguments.batch, read=read,
+    ):  # fmt: skip
+        yield batch
+        if arguments.minutes is not None and time.perf_counter() - asked > 60 * arguments.minutes:
+            break
+
+
+def find_samples(
+    arguments: argparse.Namespace, device: torch.device
+) -> tuple[list[Sample], Callable[[Sample], Media] | None]:
+    """The samples, and what draws their pixels where these are no files."""
+    if arguments.data:
+        return read_samples(arguments.data, arguments.limit), None
+    return drawn(arguments, device)
 
 
 def parse() -> argparse.Namespace:
@@ -126,6 +177,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="a data set's .jsonl")
     parser.add_argument("--limit", type=int, help="samples")
     parser.add_argument("--batch", type=int, help="samples prefilled together")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes; a small model leaves a GPU idle"
+    )
     parser.add_argument("--seed", type=int, default=20_000, help="of the data; never trained on")
     parser.add_argument("--minutes", type=float, help="stop there with the samples done so far")
     parser.add_argument("--device", default="auto")

@@ -63,54 +63,66 @@ TOWER_PHASES = [
         Shape(video(3, 14), "hard"),
         Shape(video(12, 8), "standard", 0.7),
         Shape(video(32, 6), "hard", 0.5),  # late readings of the clock
+        Shape(video(64, 6), "standard", 1),
         Shape(image(12)),
         Shape(image(16), "hard"),
         Shape(page(12), "hard"),
         Shape(page(20), "hard"),
         Shape(page(28), "hard"),
+        Shape(page(32), "standard"),
     ],
 ]
-ANSWER_PHASES = [  # from the easiest; each is in force up to a share of the whole time
+# From the easiest; each is in force up to a share of the whole time. What is hard about a prompt
+# (many patches, many images, many entries of a page) is learnt on small frames first: it is cheap.
+ANSWER_PHASES = [
     (
-        0.06,
+        0.05,
         [
             Shape(video(4, 6), "easy"), Shape(video(6, 6)), Shape(video(4, 8)),
-            Shape(page(10), "easy"), Shape(page(12)), Shape(image(8, 2)),
+            Shape(page(10), "easy"), Shape(page(12)), Shape(page(10, 3)),
+            Shape(image(8, 2)), Shape(image(6, 4)),
         ],
     ),
     (
         0.2,
         [
             Shape(video(8, 8), "standard", 3), Shape(video(8, 6)), Shape(video(6, 8), "hard", 2),
-            Shape(page(14), "standard", 1), Shape(page(12), "hard"), Shape(image(9, 3)),
-            Shape(video(5, 7, 2)),
+            Shape(video(16, 6)), Shape(video(32, 6), "standard", 0.7),
+            Shape(page(14)), Shape(page(12), "hard"), Shape(page(12, 4)),
+            Shape(image(9, 3)), Shape(image(6, 8)), Shape(image(6, 16)), Shape(video(5, 7, 2)),
         ],
     ),
     (
         0.5,
         [
-            Shape(video(10, 10), "standard", 3), Shape(video(9, 8), "hard", 2),
-            Shape(video(16, 6)), Shape(video(12, 9), "standard"), Shape(video(16, 8), "hard"),
-            Shape(page(20), "hard", 1), Shape(page(24), "standard", 1), Shape(image(12, 4)),
-            Shape(video(7, 8, 2)), Shape(image(16, 1), "hard", 0.5), Shape(video(10, 8), "easy"),
-            Shape(video(24, 8), "standard", 0.7),
+            Shape(video(10, 10), "standard", 2), Shape(video(9, 8), "hard", 1.5),
+            Shape(video(16, 6)), Shape(video(12, 9)), Shape(video(16, 8), "hard"),
+            Shape(video(32, 6), "standard", 1.2), Shape(video(64, 6), "standard", 1.2),
+            Shape(page(20), "hard"), Shape(page(24)), Shape(page(16, 4)),
+            Shape(image(12, 4)), Shape(image(6, 16), "standard", 0.7),
+            Shape(image(8, 16), "standard", 0.7), Shape(image(16), "hard", 0.5),
+            Shape(video(7, 8, 2)), Shape(video(16, 6, 2), "standard", 0.7),
+            Shape(video(10, 8), "easy", 0.5),
         ],
     ),
     (
         1.0,
         [
             Shape(video(10, 10), "standard", 2), Shape(video(10, 10), "hard"),
-            Shape(video(9, 8), "standard", 1), Shape(video(16, 6), "standard", 0.7),
-            Shape(video(16, 8), "standard", 1.5), Shape(video(7, 12)), Shape(video(20, 10)),
-            Shape(video(32, 8), "standard", 1.2), Shape(video(14, 12), "standard", 0.7),
-            Shape(video(40, 10), "standard", 1.2), Shape(video(64, 8), "standard", 1.2),
+            Shape(video(9, 8), "standard", 0.5), Shape(video(16, 6), "standard", 0.5),
+            Shape(video(16, 8), "standard", 1.2), Shape(video(7, 12), "standard", 0.7),
+            Shape(video(20, 10), "standard", 0.8), Shape(video(32, 8), "standard", 1.2),
+            Shape(video(14, 12), "standard", 0.5), Shape(video(40, 10), "standard", 1.2),
+            Shape(video(64, 8), "standard", 1.6), Shape(video(64, 6), "standard", 0.6),
             Shape(video(16, 16), "standard", 0.9),
-            Shape(page(32), "standard", 0.7), Shape(page(24), "hard", 0.5),
-            Shape(page(32, 2), "standard", 0.4), Shape(page(32, 4), "standard", 0.4),
+            Shape(page(32), "standard", 1), Shape(page(24), "standard", 0.5),
+            Shape(page(24), "hard", 0.4), Shape(page(32, 2), "standard", 0.6),
+            Shape(page(32, 4), "standard", 0.9),
             Shape(image(16, 4), "standard", 0.7), Shape(image(12, 4), "hard", 0.4),
-            Shape(image(16, 8), "standard", 0.3), Shape(image(16, 16), "standard", 0.4),
+            Shape(image(16, 8), "standard", 0.7), Shape(image(16, 16), "standard", 1),
+            Shape(image(8, 16), "standard", 0.5),
             Shape(video(8, 8, 2), "standard", 0.7), Shape(video(10, 10, 2), "standard", 0.4),
-            Shape(video(20, 10, 2), "standard", 0.4), Shape(video(8, 8), "easy", 0.5),
+            Shape(video(20, 10, 2), "standard", 0.7), Shape(video(8, 8), "easy", 0.3),
         ],
     ),
 ]  # fmt: skip
@@ -194,10 +206,15 @@ class Run:
         self.lora = init_lora(generator, self.model.layers, self.model.rank)
         self.groups = {"tower": self.tower, "heads": self.heads, "lora": self.lora}
         state, moments, stage = load_state(args.state) if args.state else ({}, {}, "")
+        taken = {}
         for name, group in self.groups.items():
-            group.update(state.get(name, {}))
+            # A model of fewer layers goes on from what fits of another's.
+            given = state.get(name, {})
+            fits = {k: v for k, v in given.items() if k in group and v.shape == group[k].shape}
+            group.update(fits)
             for key in group:
                 group[key] = group[key].to(self.device).requires_grad_()
+            taken[name] = f"{len(fits)} of {len(given)}"
         self.optimizer = self.make_optimizer()
         if args.stage == stage == "answers":
             settings = self.optimizer.state_dict()["param_groups"]
@@ -209,7 +226,8 @@ class Run:
             )
         if args.stage != "tower":
             self.load_language()
-        self.log(event="ready", stage=args.stage, seconds=round(time.time() - self.clock, 1))
+        took = round(time.time() - self.clock, 1)
+        self.log(event="ready", stage=args.stage, seconds=took, weights=taken)
 
     def load_language(self) -> None:
         if self.args.gguf:
@@ -484,6 +502,7 @@ class Run:
         for shape, count in EVALUATED[self.ranks.rank :: self.ranks.size]:
             count = int(count * self.args.eval_share)
             sums = torch.zeros(2, len(CATEGORIES), 2, device=self.device)
+            letters = torch.zeros(2, device=self.device)  # multiple choice: right, asked
             size = max(1, self.args.budget // shape.geometry.visual)
             for batch, chats in held_out(shape, count, size, HELD_OUT_SEED, self.tokenizer):
                 seen, _ = self.see(batch, train=False)
@@ -495,6 +514,9 @@ class Run:
                 right = (logits.argmax(-1) == target).float()
                 whole = torch.ones(len(numbers), device=self.device)
                 whole.scatter_reduce_(0, batch.turn.to(self.device), right, "amin")
+                asked = [bool(turn.choices) for turns in chats for turn in turns]
+                picked = whole[torch.tensor(asked, device=self.device)]
+                letters += torch.stack([picked.sum(), picked.new_tensor(len(picked))])
                 for k in range(2):
                     chosen = numbers == k
                     pair = torch.stack([whole[chosen], torch.ones_like(whole[chosen])], 1)
@@ -507,6 +529,7 @@ class Run:
                     turn=k + 1,
                     n=int(total[1]),
                     accuracy=round(total[0] / max(1, total[1]), 4),
+                    multiple_choice=letters.int().tolist(),
                     **self.named(sums[k]),
                 )
 

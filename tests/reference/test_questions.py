@@ -279,7 +279,7 @@ def test_videos_and_images_of_a_prompt_are_asked_about_alike() -> None:
     for geometry in (video(8, 6, 2), image(12, 4)):
         asked = Counter(
             re.match(r"In the (\w+)", turn.question)[1]  # type: ignore[index]
-            for d in samples(200, 4, geometry)
+            for d in samples(500, 4, geometry)
             for turn in d.turns
         )
         assert set(asked) == set(ORDINALS[: geometry.count])

@@ -205,7 +205,7 @@ def write_dataset(
     directory = Path(directory)
     made: dict[str, object] = {
         "n": n, "seed": seed, "tokens": None if geometry else tokens, "geometry": repr(geometry),
-        "level": level, "turns": list(turns), "choices": choices, "recipe": 3,
+        "level": level, "turns": list(turns), "choices": choices, "recipe": 4,
     }  # fmt: skip
     if is_complete(directory, made):
         _remove_half_drawn(directory)

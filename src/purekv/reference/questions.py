@@ -26,6 +26,8 @@ CATEGORIES = (
     "compare", "page",
 )  # fmt: skip
 IMAGE_CATEGORIES = ("code", "colour", "shape", "location", "count")
+# How often a training chat comes back to a category: what is learnt last, most.
+_AGAIN = {"count": 0, "compare": 3, "state": 2, "direction": 2, "half": 2, "location": 2}
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
 ORDINALS = (
     "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth",
@@ -220,12 +222,23 @@ def with_choices(turn: Turn, rng: np.random.Generator) -> Turn:
     parts = turn.answer.split(", ")
     if turn.category == "order" and len(parts) == 2:  # or the names asked about would tell
         wrong.append(", ".join(reversed(parts)))
+    tries = 0
     while len(wrong) < 3:
         other = _distract(turn, rng)
-        if other != turn.answer and other not in wrong:
-            wrong.append(other)
+        tries += 1
+        # They begin differently where they can: a letter is said before the rest is thought of.
+        openings = {_opening(text) for text in (turn.answer, *wrong)}
+        if other == turn.answer or other in wrong or (_opening(other) in openings and tries < 30):
+            continue
+        wrong.append(other)
     choices = [turn.answer, *wrong]
     return replace(turn, choices=tuple(choices[i] for i in rng.permutation(4)))
+
+
+def _opening(answer: str) -> str:
+    """Its first word, or the first character of a code or a number."""
+    word = answer.replace(",", " ").split()[0]
+    return word if word.isalpha() else word[0]
 
 
 def _distract(turn: Turn, rng: np.random.Generator) -> str:
@@ -261,7 +274,7 @@ def chat(
     """A training chat: every category in random order, then more; no answer given away."""
     kinds = categories(media, scenes[0].frames)
     wanted = [kinds[i] for i in rng.permutation(len(kinds))]
-    again = [c for c in kinds if c != "count"]
+    again = [c for c in kinds for _ in range(_AGAIN.get(c, 1))]
     while len(wanted) < turns:
         wanted.append(again[int(rng.integers(len(again)))])
     return _chosen(scenes, rng, wanted[:turns], level, choices)
