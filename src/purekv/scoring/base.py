@@ -59,7 +59,8 @@ class LayerInputs(Attended):
     @cached_property
     def value_norm(self) -> Tensor:
         """L2 norm of each value vector, float32 [B, num_key_value_heads, S]."""
-        return torch.linalg.vector_norm(self.value, dim=-1, dtype=torch.float32)
+        wide = torch.promote_types(self.value.dtype, torch.float32)
+        return torch.linalg.vector_norm(self.value, dim=-1, dtype=wide).float()
 
 
 class Scorer(Protocol):
