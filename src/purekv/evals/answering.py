@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache
 from purekv import families
 from purekv.cache import cache_bytes
 from purekv.errors import PureKVError
+from purekv.evals.positions import TextPositions, first_positions
 from purekv.evals.samples import Sample
 from purekv.evals.shared import Stack
 from purekv.media import Clip, read_image
@@ -126,18 +127,17 @@ def answer_samples(
         force: also read the gold answers, for `Row.forced`.
     """
     inputs: dict[str, Any] = dict(batch.inputs)
-    copies = 1
+    copies, text = 1, None
     if stack is not None:
-        copies = len(stack.members)
+        copies, text = len(stack.members), stack.text
         inputs = {name: inputs[name].repeat(copies, 1) for name in ("input_ids", "attention_mask")}
         inputs[CACHE] = stack.cache
-        if stack.rope_deltas is not None:
-            model.base_model.rope_deltas = stack.rope_deltas
+        text.answer(model)
     ends = _end_tokens(model, processor)
     rows = [Row([], [], []) for _ in range(inputs["input_ids"].shape[0])]
     for turn, prompts in enumerate(batch.prompts):
         room = batch.max_new_tokens[turn] * copies
-        with _cache_sizes(model) as sizes:
+        with _cache_sizes(model) as sizes, first_positions(model) as positions:
             output = model.generate(
                 **inputs,
                 max_new_tokens=max(room),
@@ -148,6 +148,7 @@ def answer_samples(
         if turn == 0:
             for row in rows:
                 row.kv_bytes = sizes[0] // len(rows)
+        text = text or TextPositions.of_prompt(model, positions[0])
         seen = inputs["input_ids"].shape[1]
         for row, ids, most in zip(rows, output.sequences[:, seen:].tolist(), room, strict=True):
             said = list(takewhile(lambda token: token not in ends, ids[:most]))
@@ -161,10 +162,13 @@ def answer_samples(
             golds = batch.golds[turn] * copies
             forced = [first[:0]] * len(rows)  # of empty answers
             if any(processor.tokenizer(golds, add_special_tokens=False)["input_ids"]):
+                if turn == 0:
+                    text.answer(model)
                 forced = _read(model, processor, inputs, golds)
             for number, row in enumerate(rows):
                 row.forced.append(torch.cat([first[number, None], forced[number]]))
         if turn + 1 < len(batch.prompts):
+            text.go_on(model)
             new = [
                 after[len(before) :]
                 for before, after in zip(prompts, batch.prompts[turn + 1], strict=True)

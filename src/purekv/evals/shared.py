@@ -15,6 +15,7 @@ from purekv.budget import keep_counts
 from purekv.cache import EvictingLayer, make_evicting
 from purekv.config import PureKVConfig
 from purekv.errors import PureKVError
+from purekv.evals.positions import TextPositions, first_positions
 from purekv.layout import Layout
 from purekv.prefill import Prefill, Scoring
 from purekv.ragged import RaggedLayer, settle
@@ -33,8 +34,8 @@ class Stack:
     members: tuple[int | None, ...]
     """Numbers of configs; None is the full cache."""
     cache: Cache
-    rope_deltas: Tensor | None
-    """M-RoPE's offset of the text [rows, 1]; transformers keeps it on the model."""
+    text: TextPositions
+    """Of its rows."""
 
 
 class SharedPrefill(Run):
@@ -70,21 +71,19 @@ class SharedPrefill(Run):
         Raises:
             PureKVError: a row without pixels, without text behind them, or padded on the right.
         """
-        output = self._model.generate(
-            **inputs, max_new_tokens=1, do_sample=False, return_dict_in_generate=True
-        )
+        with first_positions(self._model) as positions:
+            output = self._model.generate(
+                **inputs, max_new_tokens=1, do_sample=False, return_dict_in_generate=True
+            )
         full = cache_of(output)
         full.crop(-1)
         for layer in full.layers:
             layer.prompt_entries = layer.physical_length
         branches, self._branches = self._branches, None
         assert branches is not None
-        deltas = getattr(self._model.base_model, "rope_deltas", None)
+        text = TextPositions.of_prompt(self._model, positions[0])
         caches = [((None,), full), *zip(branches.members, branches.caches, strict=True)]
-        return [
-            Stack(members, cache, None if deltas is None else deltas.repeat(len(members), 1))
-            for members, cache in caches
-        ]
+        return [Stack(members, cache, text.repeat(len(members))) for members, cache in caches]
 
     def _before_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         super()._before_model(module, args, kwargs)
