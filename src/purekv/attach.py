@@ -89,6 +89,7 @@ class Run:
         self._cache: Cache | None = None
         self._continuing = False
         self._mask: Tensor | None = None  # of a forward on an empty cache
+        self._masks: dict[Any, Any] = {}  # of one on a filled cache; layers that hold alike share
         self._new_tokens: Tensor | None = (
             None  # bool [B, n]; the newest entries, if some are padding
         )
@@ -185,6 +186,7 @@ class Run:
             kwargs[CACHE] = cache
         self._cache = cache
         self._continuing = cache is not None and cache.get_seq_length() > 0
+        self._masks.clear()
         embeds, attention_mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
         if self._prefill is not None and isinstance(self._scorer, FrameDifference):
             self._drop_before_layers(self._prefill, kwargs)
@@ -265,8 +267,13 @@ class Run:
             layer = self._cache.layers[module.layer_idx]
             if self._new_tokens is not None:
                 layer.mark_padding(self._new_tokens)
-            mask = self._backend.continuation_mask(query, key.shape[2], layer.is_entry)
-            return self._backend.forward(module, query, key, value, mask, **kwargs)
+            place = layer.entries_key, query.device
+            if place not in self._masks:  # the first of the layers that share it
+                self._masks[place] = self._backend.continuation_mask(
+                    query, key.shape[2], layer.is_entry
+                )
+            attend = self._backend.decode if layer.evicted else self._backend.forward
+            return attend(module, query, key, value, self._masks[place], **kwargs)
         mask = None if self._mask is None else self._mask.to(query.device)
         output = self._backend.forward(module, query, key, value, mask, **kwargs)
         if self._prefill is not None:
@@ -291,6 +298,7 @@ class Run:
     ) -> Any:
         prefill, self._prefill = self._prefill, None
         self._mask = None
+        self._masks.clear()
         if prefill is None:
             return output
         assert self._cache is not None

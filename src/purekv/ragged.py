@@ -1,6 +1,6 @@
 """A cache layer whose heads keep different numbers of the prompt's entries, at no byte more."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -67,6 +67,10 @@ class RaggedLayer(EvictingLayer):
         return torch.cat([prompt, later[:, None].expand(-1, prompt.shape[1], -1)], dim=-1)
 
     @property
+    def entries_key(self) -> Hashable:
+        return super().entries_key if self._flat is None else id(self)
+
+    @property
     def maskable(self) -> bool:
         return self._flat is None and super().maskable
 
@@ -94,7 +98,7 @@ class RaggedLayer(EvictingLayer):
         self._mean = selection.entries_per_head
         self._width = None
         self.keys, self.values = (x.new_empty(*x.shape[:2], 0, x.shape[-1]) for x in (key, value))
-        self._is_entry = None
+        self._is_entry = self._buffers = None
         self._evicted = seen
 
     def reset(self) -> None:
@@ -112,24 +116,10 @@ class RaggedLayer(EvictingLayer):
             self._mean = max(0, self._mean - count)
             self._evicted -= count
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        super().reorder_cache(beam_idx)
+    def _take_rows(self, rows: Tensor) -> None:
+        super()._take_rows(rows)
         if self._flat is not None:
-            self._point_to(beam_idx.to(self._start.device))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        super().batch_repeat_interleave(repeats)
-        if self._flat is not None:
-            rows = torch.arange(len(self._start), device=self._start.device)
-            self._point_to(rows.repeat_interleave(repeats))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
-        if self._flat is not None:
-            self._point_to(indices)
-
-    def _point_to(self, rows: Tensor) -> None:
-        self._start, self._length = self._start[rows], self._length[rows]
+            self._start, self._length = self._start[rows], self._length[rows]
 
 
 def settle(layers: Sequence[Any]) -> None:
