@@ -77,10 +77,20 @@ def shape_config(shape: str) -> Qwen2_5_VLConfig:
     )
 
 
-def random_model(shape: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """Weights of a scale at which activations neither vanish nor explode."""
+def random_model(
+    shape: str, device: torch.device, dtype: torch.dtype, num_hidden_layers: int | None = None
+) -> PreTrainedModel:
+    """Weights of a scale at which activations neither vanish nor explode.
+
+    `num_hidden_layers` makes the language model shorter than the shape has it.
+    """
+    config = shape_config(shape)
+    if num_hidden_layers is not None:
+        text = config.text_config
+        text.num_hidden_layers = num_hidden_layers
+        text.layer_types = text.layer_types[:num_hidden_layers]
     with torch.device(device):
-        model = AutoModelForImageTextToText.from_config(shape_config(shape), dtype=dtype)
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     generator = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
