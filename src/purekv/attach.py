@@ -22,6 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from purekv import families
 from purekv.allocation import ALLOCATIONS
 from purekv.attention import NAME_PREFIX, Backend
+from purekv.attention.vision import BatchedChunks
 from purekv.budget import keep_counts
 from purekv.cache import EvictingLayer, cache_bytes, is_compressed, make_evicting
 from purekv.config import PureKVConfig
@@ -78,6 +79,7 @@ class Run:
         self._drop_layers = _drop_layers(config, self._scorer)
         self._backend = Backend(self._language)
         refuse_ragged_flash(config.allocation, self._backend.name)
+        self._vision = BatchedChunks(self._family.vision_tower(model))
         self._timer = PhaseTimer(model)
         self._name = f"{NAME_PREFIX}{id(self):x}"
         self._handles: list[RemovableHandle] = []
@@ -99,6 +101,7 @@ class Run:
             raise PureKVError("this model is inside another PureKV block; leave that one first")
         ALL_ATTENTION_FUNCTIONS[self._name] = self._attend
         self._language.config._attn_implementation = self._name
+        self._vision.__enter__()
         self._timer.__enter__()
         language = self._language
         self._handles = [
@@ -125,6 +128,7 @@ class Run:
         for handle in self._handles:
             handle.remove()
         self._timer.__exit__()
+        self._vision.__exit__()
         self._language.config._attn_implementation = self._backend.name
         del ALL_ATTENTION_FUNCTIONS[self._name]
         self._forget()
