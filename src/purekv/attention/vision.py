@@ -8,6 +8,7 @@ FlashAttention it hands over all tokens and `cu_seqlens`; so an implementation w
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Self
 
 import torch
@@ -29,13 +30,17 @@ class Chunks:
     """int64 [S]; where each position went."""
 
     @classmethod
-    def of(cls, cu_seqlens: Tensor) -> "Chunks":
-        """From int [chunks + 1], where each chunk begins and the last one ends. Waits for it."""
+    def of(cls, cu_seqlens: Tensor, sort: bool) -> "Chunks":
+        """From int [chunks + 1], where each chunk begins and the last one ends. Waits for it.
+
+        `sort` brings chunks of one length together, wherever they are; else only neighbours are.
+        """
         lengths = cu_seqlens.diff()
         each = lengths.tolist()
+        runs = tuple((len(list(run)), length) for length, run in groupby(each))
         count = Counter(each)
-        if len(count) in (1, len(each)):  # nothing to bring together
-            return cls(tuple((count[length], length) for length in dict.fromkeys(each)), None, None)
+        if not sort or len(runs) == len(count):
+            return cls(runs, None, None)
         length_at = lengths.repeat_interleave(lengths, output_size=sum(each))  # [S]
         order = length_at.argsort(stable=True)
         groups = tuple((count[length], length) for length in sorted(count))
@@ -108,5 +113,6 @@ class BatchedChunks:
             chunk = Chunks(((1, query.shape[2]),), None, None)
             return chunk.attend(query, key, value, scaling, dropout), None
         if cu_seq_lens_q not in self._chunks:
-            self._chunks[cu_seq_lens_q] = Chunks.of(cu_seq_lens_q)
+            # A CPU takes longer to move tokens than to make the calls that this saves.
+            self._chunks[cu_seq_lens_q] = Chunks.of(cu_seq_lens_q, sort=query.is_cuda)
         return self._chunks[cu_seq_lens_q].attend(query, key, value, scaling, dropout), None
