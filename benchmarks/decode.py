@@ -5,8 +5,9 @@
 
 Caches are filled with random entries, so that no prompt has to run. `tokens` are those of each row.
 `launch` says how a step was started: `eager` by Python, operation by operation, as `generate` does;
-`graph` as a replayed CUDA graph of one such step, which is the device's own time. `roofline_ms` is
-the time in which the device copies as many bytes as the step must read: the weights of the language
+`graph` as a replayed CUDA graph of one such step, which is the device's own time; `graph_fused` as
+that with norms and MLPs compiled, for dense caches and compressed ones alike. `roofline_ms` is the
+time in which the device copies as many bytes as the step must read: the weights of the language
 model and the entries of the cache. Where the full cache does not fit, the model has fewer layers
 (`layers`), in all rows of that prompt. `speedup` is over the baseline launched alike.
 
@@ -17,7 +18,7 @@ import argparse
 import gc
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,9 @@ from purekv.upstream import CACHE
 WARM_UP = 3
 SPARE = 0.93  # of the free memory that weights, the full cache and one layer's copy may take
 OUT_OF_MEMORY = "out of memory"
+
+Passes = list[Measured] | str
+"""Of one way to run; or why there are none."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +100,12 @@ class Step:
 
 def captured(step: Step) -> Callable[[], None]:
     """The step as a CUDA graph, at the length that the cache has now."""
-    if step.done % ROOM > ROOM - 3:  # the graph must not contain the copy that makes room
-        for _ in range(3):
-            step()
+    while not 0 < step.done % ROOM <= ROOM - 3:  # a graph must not contain making room
+        step()
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
+        step()  # twice, as what compiles may run otherwise at first
         step()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
@@ -124,41 +128,67 @@ def timed(
     return passes
 
 
+@contextmanager
+def fused(model: PreTrainedModel) -> Iterator[None]:
+    """Compile what transformers runs as many small operations: norms and MLPs."""
+    language = families.for_config(model.config).language_model(model)
+    modules = [language.norm]
+    for layer in language.layers:
+        modules += [layer.input_layernorm, layer.post_attention_layernorm, layer.mlp]
+    for module in modules:
+        module.compile(dynamic=False)
+    try:
+        yield
+    finally:
+        for module in modules:
+            module._compiled_call_impl = None
+
+
 @torch.inference_mode()
 def measure(
     model: PreTrainedModel, subject: Subject, batch: int, tokens: int, steps: int, repeats: int
-) -> tuple[dict[str, list[Measured] | str], int]:
+) -> tuple[dict[str, Passes], int]:
     """Passes by launch, or why there are none; and the cache's bytes."""
-    device, found = model.device, {}
-    launches = ["eager", "graph"] if device.type == "cuda" else ["eager"]
+    device = model.device
+    launches = ["eager", "graph", "graph_fused"] if device.type == "cuda" else ["eager"]
+    found: dict[str, Passes] = dict.fromkeys(launches, OUT_OF_MEMORY)
     kv_bytes = 0
     try:
         cache = subject.fill(model, batch, tokens)
         kv_bytes = cache_bytes(cache)
+        run = partial(timed, device=device, steps=steps, repeats=repeats, kv_bytes=kv_bytes)
         block: AbstractContextManager[Any] = nullcontext()
         if subject.config is not None:
             block = PureKV(subject.config)(model)
         with block:
             step = Step(model, cache, batch)
-            found["eager"] = timed(step, device, steps, repeats, kv_bytes)
-            if "graph" in launches and subject.baseline != "dynamic":
-                found["graph"] = timed(captured(step), device, steps, repeats, kv_bytes)
+            found["eager"] = run(step)
+            for launch in launches[1:]:
+                if subject.baseline == "dynamic":
+                    found[launch] = "a graph would hold a second copy of the cache"
+                    continue
+                with fused(model) if launch == "graph_fused" else nullcontext():
+                    found[launch] = unless_it_fails(lambda: run(captured(step)))
     except torch.OutOfMemoryError:
         pass
-    except RuntimeError as error:  # a capture can fail; the eager passes stay
-        if "eager" not in found:
-            raise
-        found["graph"] = f"not captured: {str(error).splitlines()[0]}"
-    if subject.baseline == "dynamic" and "graph" in launches:
-        found["graph"] = "a graph would hold a second copy of the cache"
-    return {launch: found.get(launch, OUT_OF_MEMORY) for launch in launches}, kv_bytes
+    return found, kv_bytes
+
+
+def unless_it_fails(run: Callable[[], list[Measured]]) -> Passes:
+    """A capture or a compiler may; what was measured before stays."""
+    try:
+        return run()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
 
 
 def decode_rows(
     model: PreTrainedModel, batch: int, tokens: int, bandwidth: float, arguments: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
     layers = model.config.get_text_config().num_hidden_layers
-    baselines: dict[str, dict[str, list[Measured] | str]] = {}
+    baselines: dict[str, dict[str, Passes]] = {}
     for subject in subjects(tokens, arguments.budgets, arguments.allocations):
         measured, kv_bytes = measure(
             model, subject, batch, tokens, arguments.steps, arguments.repeats
@@ -340,7 +370,7 @@ def line(row: dict[str, Any]) -> str:
     budget = f"{row['budget'] or 1:.0%}"
     name = f"{budget:5} {row['method'] or '':18} {row.get('allocation') or '':8}"
     if row["what"] == "decode":
-        name += f" {row['launch']:6} {row['baseline'] or '':20}"
+        name += f" {row['launch']:11} {row['baseline'] or '':20}"
     if row["skipped"]:
         return f"{what} {name} skipped: {row['skipped']}"
     text = f"{what} {name} {row['ms']:9.3f} ms [{row['ms_min']:.3f}, {row['ms_max']:.3f}]"

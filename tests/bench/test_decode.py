@@ -50,7 +50,7 @@ def test_rows(tmp_path, device):
     assert not done.returncode, done.stderr
     data = json.loads(out.read_text())
     rows = [row for row in data["rows"] if row["what"] == "decode" and not row["skipped"]]
-    launches = ("eager", "graph") if device == "cuda" else ("eager",)
+    launches = ("eager", "graph", "graph_fused") if device == "cuda" else ("eager",)
     for batch in (1, 2):
         for launch in launches:
             found = [row for row in rows if (row["batch"], row["launch"]) == (batch, launch)]

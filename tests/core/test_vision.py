@@ -90,3 +90,16 @@ def test_other_towers_are_left_alone(attention):
     with BatchedChunks(tower):
         assert tower.config._attn_implementation == attention
     assert tower.config._attn_implementation == attention
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+def test_the_tower_gives_the_same_on_cuda(grid):
+    tower = tiny_model().model.visual.to("cuda")
+    grid_thw = torch.tensor(grid, device="cuda")
+    pixels = torch.randn(int(grid_thw.prod(-1).sum()), 3 * 2 * 8 * 8, device="cuda")
+    with torch.no_grad():
+        stock = tower(pixels, grid_thw=grid_thw).pooler_output
+        with BatchedChunks(tower):
+            ours = tower(pixels, grid_thw=grid_thw).pooler_output
+    torch.testing.assert_close(ours, stock, rtol=1e-4, atol=1e-5)
