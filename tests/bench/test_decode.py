@@ -64,5 +64,5 @@ def test_rows(tmp_path, device):
                     assert row["tok_s"] == pytest.approx(1000 * batch / row["ms"])
                     assert row["kv_bytes"] < 0.25 * dense["preallocated"]["kv_bytes"]
     assert {row["method"] for row in data["rows"] if row["what"] == "decode_attention"} >= {
-        "packed", "gqa", "repeated",
+        "packed", "gqa", "repeated", "packed, growing",
     }  # fmt: skip

@@ -145,3 +145,23 @@ def test_layers_that_hold_alike_share_one_mask(monkeypatch):
     assert len(made) == 2
     prompt_entries = cache.layers[0].prompt_entries
     assert [mask.shape[-1] - prompt_entries for mask in made] == [1, 2]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_packed_attention_on_cuda(dtype, masked):
+    query = torch.randn(3, 6, 1, 64, device="cuda", dtype=dtype)
+    stored = torch.randn(2, 3, 2, 300, 64, device="cuda", dtype=dtype)
+    key, value = stored[:, :, :, :257]
+    mask = None
+    if masked:
+        mask = torch.rand(3, 1, 1, 257, device="cuda") > 0.5
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    ours = packed_attention(query, key, value, mask, scale=0.3)
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
+    on_cpu = [None if x is None else x.cpu() for x in (query, key, value, mask)]
+    query, key, value = (x.float() for x in on_cpu[:3])
+    expected = packed_attention(query, key, value, on_cpu[3], scale=0.3)
+    close = 2e-2 if dtype == torch.bfloat16 else 1e-4
+    torch.testing.assert_close(ours.float().cpu(), expected, rtol=close, atol=close)

@@ -1,7 +1,12 @@
 """Decode attention that copies no key and no value for the query heads of a group."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.backends import cuda
 
 
 def packed_attention(
@@ -22,5 +27,20 @@ def packed_attention(
     """
     batch, num_heads, _, head_dim = query.shape
     rows = query.view(batch, key.shape[1], -1, head_dim)
-    output = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scale)
+    with _kernels_for_any_length(query.device):
+        output = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scale)
     return output.reshape(batch, 1, num_heads, -1)
+
+
+@contextmanager
+def _kernels_for_any_length(device: torch.device) -> Iterator[None]:
+    """Keep cuDNN out: SDPA prefers it on Hopper, and it plans anew for every length, which in
+    decoding is every step."""
+    allowed = device.type == "cuda" and cuda.cudnn_sdp_enabled()
+    if allowed:
+        cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        if allowed:
+            cuda.enable_cudnn_sdp(True)
