@@ -128,7 +128,7 @@ class EvictingLayer(DynamicLayer):
             self._buffers = _roomy(self.keys, room), _roomy(self.values, room)
         assert self._buffers is not None
         for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
-            buffer[..., start:stop, :] = states
+            buffer.narrow(2, start, new).copy_(states)
         self._show(stop)
         return self.keys, self.values
 
@@ -140,7 +140,8 @@ class EvictingLayer(DynamicLayer):
 
     def _show(self, length: int) -> None:
         assert self._buffers is not None
-        self.keys, self.values = (buffer[..., :length, :] for buffer in self._buffers)
+        keys, values = self._buffers
+        self.keys, self.values = keys.narrow(2, 0, length), values.narrow(2, 0, length)
 
     def evict(self, key: Tensor, value: Tensor, selection: Selection, seen: int) -> None:
         """Replace the stored entries by a selection of `key` and `value`.
@@ -214,7 +215,7 @@ class EvictingLayer(DynamicLayer):
 def _roomy(stored: Tensor, room: int) -> Tensor:
     """A copy of [B, H, n, D] at the beginning of [B, H, room, D]."""
     buffer = stored.new_empty(*stored.shape[:-2], room, stored.shape[-1])
-    buffer[..., : stored.shape[-2], :] = stored
+    buffer.narrow(2, 0, stored.shape[2]).copy_(stored)
     return buffer
 
 

@@ -64,16 +64,21 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def shape_config(shape: str) -> Qwen2_5_VLConfig:
+def shape_config(shape: str, num_hidden_layers: int | None = None) -> Qwen2_5_VLConfig:
     """The config of a model at that shape.
+
+    `num_hidden_layers` gives the language model so many layers instead.
 
     Raises:
         PureKVError: an unknown shape; the message lists the known ones.
     """
     if shape not in SHAPES:
         raise PureKVError(f"shapes={shape!r} are unknown; use {' or '.join(SHAPES)}")
+    parts = dict(SHAPES[shape])
+    if num_hidden_layers is not None:
+        parts["text_config"] = {**parts["text_config"], "num_hidden_layers": num_hidden_layers}
     return Qwen2_5_VLConfig(
-        **SHAPES[shape], image_token_id=IMAGE, video_token_id=VIDEO, tie_word_embeddings=False
+        **parts, image_token_id=IMAGE, video_token_id=VIDEO, tie_word_embeddings=False
     )
 
 
@@ -82,13 +87,9 @@ def random_model(
 ) -> PreTrainedModel:
     """Weights of a scale at which activations neither vanish nor explode.
 
-    `num_hidden_layers` makes the language model shorter than the shape has it.
+    `num_hidden_layers` as in `shape_config`.
     """
-    config = shape_config(shape)
-    if num_hidden_layers is not None:
-        text = config.text_config
-        text.num_hidden_layers = num_hidden_layers
-        text.layer_types = text.layer_types[:num_hidden_layers]
+    config = shape_config(shape, num_hidden_layers)
     with torch.device(device):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     generator = torch.Generator(device).manual_seed(0)
