@@ -45,6 +45,7 @@ from purekv.bench.stopwatch import Stopwatch
 from purekv.cache import ROOM, cache_bytes
 from purekv.loading import DTYPES, find_device
 from purekv.memory import free_bytes
+from purekv.ops.ragged_decode import Segments, has_kernel, ragged_decode
 from purekv.upstream import CACHE
 
 WARM_UP = 3
@@ -262,6 +263,7 @@ def attention_rows(
 
 
 def attentions(query: Tensor, key: Tensor, value: Tensor) -> dict[str, Callable[[], Any]]:
+    kv = key, value
     groups, length = query.shape[1] // key.shape[1], key.shape[2]
 
     def packed(key: Tensor, value: Tensor) -> Tensor:
@@ -291,10 +293,22 @@ def attentions(query: Tensor, key: Tensor, value: Tensor) -> dict[str, Callable[
 
         return run
 
+    def lying(key: Tensor, value: Tensor) -> Tensor:
+        """As uneven heads are served where there is a kernel for them; these are even."""
+        shape, room = key.shape[:2], key.stride(1) // key.stride(2)
+        start = torch.arange(shape.numel(), device=key.device).view(shape) * room
+        flat = (x.as_strided((start.numel() * room, x.shape[-1]), (x.stride(2), 1)) for x in kv)
+        last = (x[..., -1:, :] for x in kv)
+        before = torch.full_like(start, length - 1)
+        segments = Segments(*flat, start, before, length - 1, *last, None)
+        return ragged_decode(query, segments, key.shape[-1] ** -0.5)
+
     ways = {"packed": packed, "gqa": gqa, "repeated": repeated}
     if query.is_cuda:
         for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
             ways[f"gqa {backend.name.split('_')[0].lower()}"] = held(backend)
+    if has_kernel(query.device):
+        ways["ragged"] = lying
     found: dict[str, Callable[[], Any]] = {
         name: partial(attend, key, value) for name, attend in ways.items()
     }

@@ -191,6 +191,10 @@ class Run:
         self._cache = cache
         self._continuing = cache is not None and cache.get_seq_length() > 0
         self._masks.clear()
+        if cache is not None and self._continuing:
+            for layer in cache.layers:
+                if isinstance(layer, RaggedLayer):
+                    layer.segmented = self._backend.takes_segments(layer.device)
         embeds, attention_mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
         if self._prefill is not None and isinstance(self._scorer, FrameDifference):
             self._drop_before_layers(self._prefill, kwargs)
@@ -271,6 +275,8 @@ class Run:
             layer = self._cache.layers[module.layer_idx]
             if self._new_tokens is not None:
                 layer.mark_padding(self._new_tokens)
+            if isinstance(layer, RaggedLayer) and layer.lends_segments(query.shape[2]):
+                return self._backend.decode_segments(query, layer.segments, **kwargs)
             place = layer.entries_key, query.device
             if place not in self._masks:  # the first of the layers that share it
                 self._masks[place] = self._backend.continuation_mask(

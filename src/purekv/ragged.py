@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from purekv.cache import EvictingLayer
+from purekv.ops.ragged_decode import Segments
 from purekv.selection import RaggedSelection
 
 
@@ -15,8 +16,9 @@ class RaggedLayer(EvictingLayer):
 
     What comes later is stored as ever, in `keys` and `values`. `update` answers a padded view of
     both, as wide as the longest head, which lives while the layer attends; `is_entry` says, for
-    each head, what of it is real. Reordering rows does not move the flat entries: rows point to
-    them.
+    each head, what of it is real. Where a kernel takes `segments`, no such view is made for a
+    single token, and `update` answers the later entries only. Reordering rows does not move the
+    flat entries: rows point to them.
     """
 
     def __init__(self) -> None:
@@ -31,6 +33,8 @@ class RaggedLayer(EvictingLayer):
         """Entries per head of the row that has most of them."""
         self._width: int | None = None
         """Entries of the longest head; None while only the device knows."""
+        self.segmented = False
+        """Whether who attends takes `segments` for a single token. Set before each forward."""
 
     @property
     def width(self) -> int:
@@ -66,6 +70,19 @@ class RaggedLayer(EvictingLayer):
             return torch.nn.functional.pad(prompt, (0, self.dense_length), value=True)
         return torch.cat([prompt, later[:, None].expand(-1, prompt.shape[1], -1)], dim=-1)
 
+    def lends_segments(self, new: int) -> bool:
+        """Whether that many new tokens attend to `segments`."""
+        return self.segmented and new == 1 and self._flat is not None
+
+    @property
+    def segments(self) -> Segments:
+        """Where the entries of each head are."""
+        assert self._flat is not None
+        return Segments(
+            *self._flat, self._start, self._length, self.width,
+            self.keys, self.values, self._dense_entries(),
+        )  # fmt: skip
+
     @property
     def entries_key(self) -> Hashable:
         return super().entries_key if self._flat is None else id(self)
@@ -78,7 +95,7 @@ class RaggedLayer(EvictingLayer):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         later = super().update(key_states, value_states, *args, **kwargs)
-        if self._flat is None:
+        if self._flat is None or self.lends_segments(key_states.shape[-2]):
             return later
         index = self._start[..., None] + torch.arange(self.width, device=self._start.device)
         index = index.clamp_(max=len(self._flat[0]) - 1)  # behind the last head there is nothing

@@ -14,6 +14,7 @@ from purekv.allocation import ALLOCATIONS
 from purekv.attention import Backend
 from purekv.attention.packed import packed_attention
 from purekv.cache import ROOM, EvictingLayer, cache_bytes
+from purekv.ops.ragged_decode import reference
 from tests.core.prompts import prompt
 from tests.tiny import tiny_model
 
@@ -145,6 +146,43 @@ def test_layers_that_hold_alike_share_one_mask(monkeypatch):
     assert len(made) == 2
     prompt_entries = cache.layers[0].prompt_entries
     assert [mask.shape[-1] - prompt_entries for mask in made] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "decoding", [{}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}], ids=str
+)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_uneven_heads_attend_where_their_entries_lie(monkeypatch, batch, decoding):
+    """As where a kernel does it, which here is its reference, over two turns."""
+    model = tiny_model()
+    inputs = prompt("mixed", batch)
+    greedy = {"max_new_tokens": 6, "min_new_tokens": 6, "return_dict_in_generate": True}
+    turn = torch.randint(1, 250, (batch, 5), generator=torch.Generator().manual_seed(1))
+    mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 11), value=1)
+    mask[0, -5:-3] = 0  # a shorter second turn
+
+    def chat():
+        torch.manual_seed(0)
+        with PureKV(PureKVConfig(budget=0.3, allocation="ada"))(model):
+            first = model.generate(**inputs, **greedy, **decoding)
+            if decoding:
+                return (first.sequences,)
+            ids, cache = torch.cat([first.sequences, turn], 1), first.past_key_values
+            second = model.generate(
+                input_ids=ids, attention_mask=mask, past_key_values=cache, **greedy
+            )
+        return first.sequences, second.sequences
+
+    expected = chat()
+    calls = []
+    monkeypatch.setattr(Backend, "takes_segments", lambda *_: True)
+    monkeypatch.setattr(
+        "purekv.attention.backend.ragged_decode",
+        lambda *args: calls.append(1) or reference(*args),
+    )
+    for ours, theirs in zip(chat(), expected, strict=True):
+        assert torch.equal(ours, theirs)
+    assert calls
 
 
 @pytest.mark.gpu

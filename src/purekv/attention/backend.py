@@ -17,6 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from purekv.attention.packed import packed_attention
 from purekv.errors import PureKVError
+from purekv.ops.ragged_decode import Segments, has_kernel, ragged_decode
 from purekv.upstream import CACHE
 
 NAME_PREFIX = "purekv_"
@@ -80,6 +81,16 @@ class Backend:
     def packs(self, q_len: int) -> bool:
         """Whether the query heads of a group share one row of a mask for `decode`."""
         return self.name == "sdpa" and q_len == 1
+
+    def takes_segments(self, device: torch.device) -> bool:
+        """Whether `decode_segments` runs there in the place of `decode`."""
+        return self.name == "sdpa" and has_kernel(device)
+
+    def decode_segments(
+        self, query: Tensor, segments: Segments, scaling: float | None = None, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        """Attention of query [B, num_attention_heads, 1, D] to what a ragged layer holds."""
+        return ragged_decode(query, segments, scaling or query.shape[-1] ** -0.5), None
 
     def continuation_mask(self, query: Tensor, kv_len: int, is_entry: Tensor | None) -> Any:
         """The mask of new tokens behind stored entries, for `decode`.
