@@ -37,7 +37,7 @@ def _attend_part(  # type: ignore[no-untyped-def]
         mask=(row < R)[:, None] & (dim < D)[None, :], other=0.0,
     )  # fmt: skip
 
-    total = tl.load(length + head)
+    total = tl.load(length + head).to(tl.int32)
     first = tl.load(start + head)
     share = tl.cdiv(tl.cdiv(total, parts), BLOCK) * BLOCK
     begin = part * share
@@ -54,7 +54,7 @@ def _attend_part(  # type: ignore[no-untyped-def]
     total_weight = tl.zeros([ROWS], tl.float32)
     mixed = tl.zeros([ROWS, DIMS_V], tl.float32)
     for block in range(begin, end, BLOCK):
-        entry = block + tl.arange(0, BLOCK).to(tl.int64)
+        entry = block + tl.arange(0, BLOCK)
         real = entry < end
         k = tl.load(
             key + entry[None, :] * D + dim[:, None],
