@@ -22,6 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from purekv import families
 from purekv.allocation import ALLOCATIONS
 from purekv.attention import NAME_PREFIX, Backend
+from purekv.attention.vision import BatchedChunks
 from purekv.budget import keep_counts
 from purekv.cache import EvictingLayer, cache_bytes, is_compressed, make_evicting
 from purekv.config import PureKVConfig
@@ -78,6 +79,7 @@ class Run:
         self._drop_layers = _drop_layers(config, self._scorer)
         self._backend = Backend(self._language)
         refuse_ragged_flash(config.allocation, self._backend.name)
+        self._vision = BatchedChunks(self._family.vision_tower(model))
         self._timer = PhaseTimer(model)
         self._name = f"{NAME_PREFIX}{id(self):x}"
         self._handles: list[RemovableHandle] = []
@@ -89,6 +91,7 @@ class Run:
         self._cache: Cache | None = None
         self._continuing = False
         self._mask: Tensor | None = None  # of a forward on an empty cache
+        self._masks: dict[Any, Any] = {}  # of one on a filled cache; layers that hold alike share
         self._new_tokens: Tensor | None = (
             None  # bool [B, n]; the newest entries, if some are padding
         )
@@ -98,6 +101,7 @@ class Run:
             raise PureKVError("this model is inside another PureKV block; leave that one first")
         ALL_ATTENTION_FUNCTIONS[self._name] = self._attend
         self._language.config._attn_implementation = self._name
+        self._vision.__enter__()
         self._timer.__enter__()
         language = self._language
         self._handles = [
@@ -124,6 +128,7 @@ class Run:
         for handle in self._handles:
             handle.remove()
         self._timer.__exit__()
+        self._vision.__exit__()
         self._language.config._attn_implementation = self._backend.name
         del ALL_ATTENTION_FUNCTIONS[self._name]
         self._forget()
@@ -185,6 +190,11 @@ class Run:
             kwargs[CACHE] = cache
         self._cache = cache
         self._continuing = cache is not None and cache.get_seq_length() > 0
+        self._masks.clear()
+        if cache is not None and self._continuing:
+            for layer in cache.layers:
+                if isinstance(layer, RaggedLayer):
+                    layer.segmented = self._backend.takes_segments(layer.device)
         embeds, attention_mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
         if self._prefill is not None and isinstance(self._scorer, FrameDifference):
             self._drop_before_layers(self._prefill, kwargs)
@@ -265,8 +275,15 @@ class Run:
             layer = self._cache.layers[module.layer_idx]
             if self._new_tokens is not None:
                 layer.mark_padding(self._new_tokens)
-            mask = self._backend.continuation_mask(query, key.shape[2], layer.is_entry)
-            return self._backend.forward(module, query, key, value, mask, **kwargs)
+            if isinstance(layer, RaggedLayer) and layer.lends_segments(query.shape[2]):
+                return self._backend.decode_segments(query, layer.segments, **kwargs)
+            place = layer.entries_key, query.device
+            if place not in self._masks:  # the first of the layers that share it
+                self._masks[place] = self._backend.continuation_mask(
+                    query, key.shape[2], layer.is_entry
+                )
+            attend = self._backend.decode if layer.evicted else self._backend.forward
+            return attend(module, query, key, value, self._masks[place], **kwargs)
         mask = None if self._mask is None else self._mask.to(query.device)
         output = self._backend.forward(module, query, key, value, mask, **kwargs)
         if self._prefill is not None:
@@ -291,6 +308,7 @@ class Run:
     ) -> Any:
         prefill, self._prefill = self._prefill, None
         self._mask = None
+        self._masks.clear()
         if prefill is None:
             return output
         assert self._cache is not None

@@ -1,5 +1,8 @@
 """A cache layer that forgets: fewer entries than tokens seen, and the bytes really freed."""
 
+from collections.abc import Hashable
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
@@ -7,16 +10,26 @@ from transformers.cache_utils import Cache, DynamicLayer
 from purekv.errors import PureKVError
 from purekv.selection import Selection
 
+ROOM = 128
+"""Entries that a layer makes room for at once when tokens come one by one. The stored ones are
+copied to get there, so a step costs 1/128 of the copy that transformers makes at each."""
+
 
 class EvictingLayer(DynamicLayer):
     """A dynamic layer whose *logical* length (tokens seen) may exceed its *physical* one.
 
     `generate` slices inputs by the logical length and positions go on from it, so a compressed
     cache continues like the full one. Rows that kept fewer entries are padded.
+
+    What the prompt leaves takes no byte more than it needs. From the first token that comes alone,
+    `keys` and `values` are views of buffers with room behind them, written in place: the layer
+    owns them, so a view lent to attention holds until the next update.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self._buffers: tuple[Tensor, Tensor] | None = None
+        """[B, num_key_value_heads, room included, D] each; None until there is room."""
         self._evicted = 0
         """Tokens seen that `keys` does not hold, padding counted as the batch counts it."""
         self.prompt_entries = 0
@@ -66,6 +79,11 @@ class EvictingLayer(DynamicLayer):
         return self.dense_length + query_length, self._evicted
 
     @property
+    def evicted(self) -> bool:
+        """Whether anything was forgotten."""
+        return self._evicted > 0
+
+    @property
     def maskable(self) -> bool:
         """Whether causality is all that a mask has to see to."""
         return self._is_entry is None
@@ -74,6 +92,11 @@ class EvictingLayer(DynamicLayer):
     def is_entry(self) -> Tensor | None:
         """bool [B, physical length], False at padding; None if there is no padding."""
         return self._dense_entries()
+
+    @property
+    def entries_key(self) -> Hashable:
+        """Equal for two layers of a cache if their `is_entry` is."""
+        return id(self._is_entry), self.dense_length
 
     def _dense_entries(self) -> Tensor | None:
         """bool [B, dense length], or None: what of `keys` is not padding."""
@@ -91,6 +114,35 @@ class EvictingLayer(DynamicLayer):
             before = is_token.new_ones(is_token.shape[0], entries)
         self._is_entry = torch.cat([before[:, :entries], is_token], dim=1)
 
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Store entries [B, num_key_value_heads, n, D]; answers all of them, without a copy."""
+        new = key_states.shape[-2]
+        empty = not self.is_initialized or self.keys.ndim == 1
+        if empty or (new > 1 and self._buffers is None):
+            return super().update(key_states, value_states, *args, **kwargs)
+        start, stop = self.dense_length, self.dense_length + new
+        if not self._writable(stop):
+            room = start + max(new, ROOM)
+            self._buffers = _roomy(self.keys, room), _roomy(self.values, room)
+        assert self._buffers is not None
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer.narrow(2, start, new).copy_(states)
+        self._show(stop)
+        return self.keys, self.values
+
+    def _writable(self, length: int) -> bool:
+        """Whether the buffers take entries up to that length."""
+        if self._buffers is None or length > self._buffers[0].shape[-2]:
+            return False
+        return torch.is_inference_mode_enabled() or not self._buffers[0].is_inference()
+
+    def _show(self, length: int) -> None:
+        assert self._buffers is not None
+        keys, values = self._buffers
+        self.keys, self.values = keys.narrow(2, 0, length), values.narrow(2, 0, length)
+
     def evict(self, key: Tensor, value: Tensor, selection: Selection, seen: int) -> None:
         """Replace the stored entries by a selection of `key` and `value`.
 
@@ -102,13 +154,14 @@ class EvictingLayer(DynamicLayer):
         index = selection.index[..., None].expand(-1, -1, -1, key.shape[-1])
         self.keys = key.gather(2, index)
         self.values = value.gather(2, index[..., :1].expand(-1, -1, -1, value.shape[-1]))
+        self._buffers = None
         self._is_entry = selection.is_entry
         self.prompt_entries = self.physical_length
         self._evicted = seen - self.physical_length
 
     def reset(self) -> None:
         self._evicted = self.prompt_entries = self.trailing_text = 0
-        self._is_entry = None
+        self._is_entry = self._buffers = None
         self.keys = self.values = None
         self.is_initialized = False
 
@@ -135,19 +188,35 @@ class EvictingLayer(DynamicLayer):
         self.values = self.values[..., :-count, :]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        super().reorder_cache(beam_idx)
-        if self._is_entry is not None:
-            self._is_entry = self._is_entry.index_select(0, beam_idx.to(self._is_entry.device))
+        if self.get_seq_length():
+            self._take_rows(beam_idx.to(self.keys.device))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        super().batch_repeat_interleave(repeats)
-        if self._is_entry is not None:
-            self._is_entry = self._is_entry.repeat_interleave(repeats, dim=0)
+        if self.get_seq_length():
+            rows = torch.arange(self.keys.shape[0], device=self.keys.device)
+            self._take_rows(rows.repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
+        if self.get_seq_length():
+            self._take_rows(torch.arange(self.keys.shape[0], device=self.keys.device)[indices])
+
+    def _take_rows(self, rows: Tensor) -> None:
+        """Go on with these rows, int64 [new batch]."""
+        if self._buffers is None:
+            self.keys, self.values = self.keys[rows], self.values[rows]
+        else:
+            length = self.keys.shape[-2]
+            self._buffers = self._buffers[0][rows], self._buffers[1][rows]
+            self._show(length)
         if self._is_entry is not None:
-            self._is_entry = self._is_entry[indices]
+            self._is_entry = self._is_entry[rows]
+
+
+def _roomy(stored: Tensor, room: int) -> Tensor:
+    """A copy of [B, H, n, D] at the beginning of [B, H, room, D]."""
+    buffer = stored.new_empty(*stored.shape[:-2], room, stored.shape[-1])
+    buffer.narrow(2, 0, stored.shape[2]).copy_(stored)
+    return buffer
 
 
 def is_compressed(cache: Cache) -> bool:

@@ -1,12 +1,13 @@
 """A cache layer whose heads keep different numbers of the prompt's entries, at no byte more."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from purekv.cache import EvictingLayer
+from purekv.ops.ragged_decode import Segments
 from purekv.selection import RaggedSelection
 
 
@@ -15,8 +16,9 @@ class RaggedLayer(EvictingLayer):
 
     What comes later is stored as ever, in `keys` and `values`. `update` answers a padded view of
     both, as wide as the longest head, which lives while the layer attends; `is_entry` says, for
-    each head, what of it is real. Reordering rows does not move the flat entries: rows point to
-    them.
+    each head, what of it is real. Where a kernel takes `segments`, no such view is made for a
+    single token, and `update` answers the later entries only. Reordering rows does not move the
+    flat entries: rows point to them.
     """
 
     def __init__(self) -> None:
@@ -31,6 +33,8 @@ class RaggedLayer(EvictingLayer):
         """Entries per head of the row that has most of them."""
         self._width: int | None = None
         """Entries of the longest head; None while only the device knows."""
+        self.segmented = False
+        """Whether who attends takes `segments` for a single token. Set before each forward."""
 
     @property
     def width(self) -> int:
@@ -66,6 +70,23 @@ class RaggedLayer(EvictingLayer):
             return torch.nn.functional.pad(prompt, (0, self.dense_length), value=True)
         return torch.cat([prompt, later[:, None].expand(-1, prompt.shape[1], -1)], dim=-1)
 
+    def lends_segments(self, new: int) -> bool:
+        """Whether that many new tokens attend to `segments`."""
+        return self.segmented and new == 1 and self._flat is not None
+
+    @property
+    def segments(self) -> Segments:
+        """Where the entries of each head are."""
+        assert self._flat is not None
+        return Segments(
+            *self._flat, self._start, self._length, self.width,
+            self.keys, self.values, self._dense_entries(),
+        )  # fmt: skip
+
+    @property
+    def entries_key(self) -> Hashable:
+        return super().entries_key if self._flat is None else id(self)
+
     @property
     def maskable(self) -> bool:
         return self._flat is None and super().maskable
@@ -74,7 +95,7 @@ class RaggedLayer(EvictingLayer):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         later = super().update(key_states, value_states, *args, **kwargs)
-        if self._flat is None:
+        if self._flat is None or self.lends_segments(key_states.shape[-2]):
             return later
         index = self._start[..., None] + torch.arange(self.width, device=self._start.device)
         index = index.clamp_(max=len(self._flat[0]) - 1)  # behind the last head there is nothing
@@ -94,7 +115,7 @@ class RaggedLayer(EvictingLayer):
         self._mean = selection.entries_per_head
         self._width = None
         self.keys, self.values = (x.new_empty(*x.shape[:2], 0, x.shape[-1]) for x in (key, value))
-        self._is_entry = None
+        self._is_entry = self._buffers = None
         self._evicted = seen
 
     def reset(self) -> None:
@@ -112,24 +133,10 @@ class RaggedLayer(EvictingLayer):
             self._mean = max(0, self._mean - count)
             self._evicted -= count
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        super().reorder_cache(beam_idx)
+    def _take_rows(self, rows: Tensor) -> None:
+        super()._take_rows(rows)
         if self._flat is not None:
-            self._point_to(beam_idx.to(self._start.device))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        super().batch_repeat_interleave(repeats)
-        if self._flat is not None:
-            rows = torch.arange(len(self._start), device=self._start.device)
-            self._point_to(rows.repeat_interleave(repeats))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
-        if self._flat is not None:
-            self._point_to(indices)
-
-    def _point_to(self, rows: Tensor) -> None:
-        self._start, self._length = self._start[rows], self._length[rows]
+            self._start, self._length = self._start[rows], self._length[rows]
 
 
 def settle(layers: Sequence[Any]) -> None:

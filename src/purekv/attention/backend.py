@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from purekv.attention.packed import packed_attention
 from purekv.errors import PureKVError
+from purekv.ops.ragged_decode import Segments, has_kernel, ragged_decode
 from purekv.upstream import CACHE
 
 NAME_PREFIX = "purekv_"
@@ -65,8 +67,33 @@ class Backend:
             **{CACHE: None},
         )
 
+    def decode(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention of new tokens to what an evicting layer holds.
+
+        Shapes are those of attention functions; the mask is `continuation_mask`'s.
+        """
+        if self.packs(query.shape[2]):
+            return packed_attention(query, key, value, mask, kwargs.get("scaling")), None
+        return self.forward(module, query, key, value, mask, **kwargs)
+
+    def packs(self, q_len: int) -> bool:
+        """Whether the query heads of a group share one row of a mask for `decode`."""
+        return self.name == "sdpa" and q_len == 1
+
+    def takes_segments(self, device: torch.device) -> bool:
+        """Whether `decode_segments` runs there in the place of `decode`."""
+        return self.name == "sdpa" and has_kernel(device)
+
+    def decode_segments(
+        self, query: Tensor, segments: Segments, scaling: float | None = None, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        """Attention of query [B, num_attention_heads, 1, D] to what a ragged layer holds."""
+        return ragged_decode(query, segments, scaling or query.shape[-1] ** -0.5), None
+
     def continuation_mask(self, query: Tensor, kv_len: int, is_entry: Tensor | None) -> Any:
-        """The mask of new tokens behind stored entries.
+        """The mask of new tokens behind stored entries, for `decode`.
 
         Args:
             query: [B, num_attention_heads, q_len, D], the newest q_len of the kv_len entries.
@@ -79,7 +106,7 @@ class Backend:
         batch, num_heads, q_len, _ = query.shape
         if is_entry is not None:
             is_entry = is_entry[:, None] if is_entry.ndim == 2 else is_entry
-            if is_entry.shape[1] > 1:
+            if is_entry.shape[1] > 1 and not self.packs(q_len):
                 is_entry = is_entry.repeat_interleave(num_heads // is_entry.shape[1], dim=1)
         if q_len == 1:
             if is_entry is None:

@@ -64,23 +64,34 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def shape_config(shape: str) -> Qwen2_5_VLConfig:
+def shape_config(shape: str, num_hidden_layers: int | None = None) -> Qwen2_5_VLConfig:
     """The config of a model at that shape.
+
+    `num_hidden_layers` gives the language model so many layers instead.
 
     Raises:
         PureKVError: an unknown shape; the message lists the known ones.
     """
     if shape not in SHAPES:
         raise PureKVError(f"shapes={shape!r} are unknown; use {' or '.join(SHAPES)}")
+    parts = dict(SHAPES[shape])
+    if num_hidden_layers is not None:
+        parts["text_config"] = {**parts["text_config"], "num_hidden_layers": num_hidden_layers}
     return Qwen2_5_VLConfig(
-        **SHAPES[shape], image_token_id=IMAGE, video_token_id=VIDEO, tie_word_embeddings=False
+        **parts, image_token_id=IMAGE, video_token_id=VIDEO, tie_word_embeddings=False
     )
 
 
-def random_model(shape: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """Weights of a scale at which activations neither vanish nor explode."""
+def random_model(
+    shape: str, device: torch.device, dtype: torch.dtype, num_hidden_layers: int | None = None
+) -> PreTrainedModel:
+    """Weights of a scale at which activations neither vanish nor explode.
+
+    `num_hidden_layers` as in `shape_config`.
+    """
+    config = shape_config(shape, num_hidden_layers)
     with torch.device(device):
-        model = AutoModelForImageTextToText.from_config(shape_config(shape), dtype=dtype)
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     generator = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
         for name, weight in model.named_parameters():

@@ -1,0 +1,1 @@
+"""Kernels: a folder each, with the plain reference that it is tested against."""
