@@ -61,7 +61,6 @@ class Outcome:
             "answers": [answer.text for answer in self.answers],
             "visual_tokens": self.visual_tokens,
             "kept_visual_tokens": self.kept_visual_tokens,
-            "prefill_per_layer": self.prefill_per_layer,
             "kv_bytes_full": self.kv_bytes_full,
             "kv_bytes_kept": self.kv_bytes_kept,
             "compression": self.compression,
@@ -108,6 +107,7 @@ def to_json(
     data: dict[str, Any] = {
         "questions": request.questions,
         **result.compressed.to_dict(),
+        "prefill_per_layer": result.compressed.prefill_per_layer,
         "budget": config.budget,
         "config": config.to_dict(),
         "model": model_name,
