@@ -5,7 +5,7 @@ attention on a view of what the layer has:
 
 - spatial: a batch of frames, causal;
 - context: all queries of the clip over the open positions before it;
-- temporal: a batch of tiles, causal over frames (`temporal.py`).
+- temporal: a batch of tiles, causal over frames (`temporal.py`, `triton_temporal.py`).
 
 They see disjoint sets of keys and are added up by their log-sum-exps. Open positions are a causal
 pass among themselves, and one over what they see before.
@@ -17,6 +17,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from purekv.attention import triton_temporal
 from purekv.attention.partial import Partial, attend
 from purekv.attention.pattern import Clip, Interval, Pattern
 from purekv.attention.temporal import add_earlier_frames
@@ -62,19 +63,35 @@ def _attend_rows(
     for clip, runs in pattern.clip_runs:
         q, k, v = (_frames(x, clip) for x in (query, key, value))
         found = _within_frames(q, k, v, scaling)
-        found = found.widened()
-        for (first, last), keys in runs:
-            if keys:
-                queries = q[:, :, first:last].flatten(2, 3)
-                seen = attend(queries, _at(key, keys), _at(value, keys), scaling)
-                part = Partial(found.out[:, :, first:last], found.lse[:, :, first:last])
-                part.add(seen.unflatten(2, (last - first, -1)))
+        context = None
+        if triton_temporal.usable(q) and len(runs) == 1:  # the kernel adds what all queries see
+            keys = runs[0][1]
+            context = (_at(key, keys), _at(value, keys)) if keys else None
+        else:
+            found = found.widened()
+            for (first, last), keys in runs:
+                if keys:
+                    queries = q[:, :, first:last].flatten(2, 3)
+                    seen = attend(queries, _at(key, keys), _at(value, keys), scaling)
+                    part = Partial(found.out[:, :, first:last], found.lse[:, :, first:last])
+                    part.add(seen.unflatten(2, (last - first, -1)))
         plane = clip.height, clip.width
+        found = found.unflatten(3, plane)
         q, k, v = (x.unflatten(3, plane) for x in (q, k, v))
-        add_earlier_frames(found.unflatten(3, plane), q, k, v, scaling, clip.tile)
+        if triton_temporal.usable(q):
+            direct = len(clip.runs) == 1
+            result = _frames(out, clip).unflatten(3, plane) if direct else torch.empty_like(q)
+            triton_temporal.add_context_and_earlier_frames(
+                found, q, k, v, context, scaling, clip.tile, result
+            )
+            if direct:
+                continue
+        else:
+            add_earlier_frames(found, q, k, v, scaling, clip.tile)
+            result = found.out
         for first, last in clip.runs:
-            out[:, :, slice(*clip.positions((first, last)))] = found.out[:, :, first:last].flatten(
-                2, 3
+            out[:, :, slice(*clip.positions((first, last)))] = result[:, :, first:last].flatten(
+                2, 4
             )
 
 

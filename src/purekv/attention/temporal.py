@@ -1,4 +1,7 @@
-"""The temporal pass: what a position sees of its own tile in earlier frames."""
+"""The temporal pass: what a position sees of its own tile in earlier frames.
+
+`triton_temporal.py` is the same in one kernel.
+"""
 
 from torch import Tensor
 
@@ -19,8 +22,8 @@ def add_earlier_frames(
     if query.shape[2] < 2:
         return
     # Tiles of one region are equally large: the whole ones, then what is left at the edges.
-    for rows, tile_height in _regions(query.shape[3], tile):
-        for columns, tile_width in _regions(query.shape[4], tile):
+    for rows, tile_height in regions(query.shape[3], tile):
+        for columns, tile_width in regions(query.shape[4], tile):
             size = tile_height, tile_width
             region = ..., rows, columns, slice(None)
             part = _earlier_frames(query[region], key[region], value[region], scaling, *size)
@@ -28,7 +31,7 @@ def add_earlier_frames(
             Partial(found.out[where], found.lse[where]).add(part)
 
 
-def _regions(length: int, tile: int) -> list[tuple[slice, int]]:
+def regions(length: int, tile: int) -> list[tuple[slice, int]]:
     whole = length - length % tile
     regions = [(slice(0, whole), tile), (slice(whole, length), length - whole)]
     return [(part, side) for part, side in regions if part.stop > part.start]
