@@ -54,7 +54,7 @@ def _tile_rows(
     return tile + frame.to(tl.int64) * strides[2] + down * strides[3] + along * strides[4]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_frames", "tiles_across", "num_context", "num_kv_heads"])
 def kernel(
     query, key, value, found_out, found_lse, out, context_key, context_value,
     query_strides, key_strides, value_strides, found_strides, lse_strides, out_strides,
