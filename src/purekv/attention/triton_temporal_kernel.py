@@ -145,4 +145,6 @@ def kernel(
     tl.store(rows[:, None] + dims[None, :], result.to(out.dtype.element_ty), mask=here)
 
 
-tuned = triton.autotune(CONFIGS, key=["GROUPS", "TILE_HEIGHT", "TILE_WIDTH", "HEAD_DIM"])(kernel)
+# Tried once for each shape of a tile, and remembered on disk.
+SHAPE = ["GROUPS", "TILE_HEIGHT", "TILE_WIDTH", "HEAD_DIM"]
+tuned = triton.autotune(CONFIGS, key=SHAPE, cache_results=True)(kernel)
