@@ -98,7 +98,7 @@ class PureKVConfig:
     evict: str = "post"
     """When entries leave: "post", after the layer's own attention, so that prefill is exact.
     "active": before it, in layers above the first source that are no sources themselves, which see
-    only what they keep (all layers, where a scorer has no sources): lossy.
+    only what they keep (all layers, where a scorer has no sources), densely: lossy.
     "drop": tokens that are not kept behind a source layer are not computed by the layers above it
     (fewer behind each source, the budget's behind the last), which is faster and lossy. A plain
     forward then answers logits of the kept positions only."""

@@ -61,38 +61,51 @@ def _attend_rows(
             found.add(attend(q, _at(key, keys), _at(value, keys), scaling))
         out[:, :, start:stop] = found.out
     for clip, runs in pattern.clip_runs:
-        q, k, v = (_frames(x, clip) for x in (query, key, value))
-        found = _within_frames(q, k, v, scaling)
-        context = None
-        if triton_temporal.usable(q) and len(runs) == 1:  # the kernel adds what all queries see
-            keys = runs[0][1]
-            context = (_at(key, keys), _at(value, keys)) if keys else None
-        else:
-            found = found.widened()
-            for (first, last), keys in runs:
-                if keys:
-                    queries = q[:, :, first:last].flatten(2, 3)
-                    seen = attend(queries, _at(key, keys), _at(value, keys), scaling)
-                    part = Partial(found.out[:, :, first:last], found.lse[:, :, first:last])
-                    part.add(seen.unflatten(2, (last - first, -1)))
-        plane = clip.height, clip.width
-        found = found.unflatten(3, plane)
-        q, k, v = (x.unflatten(3, plane) for x in (q, k, v))
-        if triton_temporal.usable(q):
-            direct = len(clip.runs) == 1
-            result = _frames(out, clip).unflatten(3, plane) if direct else torch.empty_like(q)
-            triton_temporal.add_context_and_earlier_frames(
-                found, q, k, v, context, scaling, clip.tile, result
-            )
-            if direct:
-                continue
-        else:
-            add_earlier_frames(found, q, k, v, scaling, clip.tile)
-            result = found.out
-        for first, last in clip.runs:
-            out[:, :, slice(*clip.positions((first, last)))] = result[:, :, first:last].flatten(
-                2, 4
-            )
+        _attend_clip(query, key, value, scaling, clip, runs, out)
+
+
+def _attend_clip(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
+    clip: Clip,
+    runs: list[tuple[Interval, list[Interval]]],
+    out: Tensor,
+) -> None:
+    """Writes `out` [B, H, S, D] at one clip; `runs` as in `Pattern.clip_runs`."""
+    q, k, v = (_frames(x, clip) for x in (query, key, value))
+    found = _within_frames(q, k, v, scaling)
+    plane = clip.height, clip.width
+    planes = q.unflatten(3, plane), k.unflatten(3, plane), v.unflatten(3, plane)
+    with_triton = triton_temporal.usable(query)
+    if with_triton and len(runs) == 1:  # all queries see the same context, and lie together
+        _, keys = runs[0]
+        context = (_at(key, keys), _at(value, keys)) if keys else None
+        triton_temporal.add_context_and_earlier_frames(
+            found.unflatten(3, plane), *planes, context, scaling, clip.tile,
+            _frames(out, clip).unflatten(3, plane),
+        )  # fmt: skip
+        return
+    found = found.widened()
+    for (first, last), keys in runs:
+        if keys:
+            queries = q[:, :, first:last].flatten(2, 3)
+            seen = attend(queries, _at(key, keys), _at(value, keys), scaling)
+            part = Partial(found.out[:, :, first:last], found.lse[:, :, first:last])
+            part.add(seen.unflatten(2, (last - first, -1)))
+    if with_triton:
+        result = torch.empty_like(found.out)
+        triton_temporal.add_context_and_earlier_frames(
+            found.unflatten(3, plane), *planes, None, scaling, clip.tile,
+            result.unflatten(3, plane),
+        )  # fmt: skip
+    else:
+        add_earlier_frames(found.unflatten(3, plane), *planes, scaling, clip.tile)
+        result = found.out
+    for first, last in clip.runs:
+        start, stop = clip.positions((first, last))
+        out[:, :, start:stop] = result[:, :, first:last].flatten(2, 3)
 
 
 def _within_frames(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Partial:
