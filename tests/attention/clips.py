@@ -27,13 +27,16 @@ def clip_tensors(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> dic
 
     heads = num_kv_heads * groups
     query, key, value, out = (states(n) for n in (heads, num_kv_heads, num_kv_heads, heads))
-    seen = torch.randn(2, batch, num_kv_heads, context, head_dim, device=device).to(dtype)
+    open_states = torch.randn(2, batch, num_kv_heads, context, head_dim, device=device).to(dtype)
     return {
         "found": Partial(states(heads), states(heads)[..., 0].float()),
         "query": query,
         "key": key,
         "value": value,
-        "context": (seen[0], seen[1]) if context else None,
+        "open_key": open_states[0],
+        "open_value": open_states[1],
+        # Half of the open positions come before the first frame, the others in between.
+        "seen": tuple(context - context // 2 * (frames - 1 - n) // frames for n in range(frames)),
         "scaling": 0.3,
         "tile": tile,
         "out": out.fill_(torch.nan),
@@ -42,17 +45,23 @@ def clip_tensors(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> dic
 
 def in_pytorch(
     found: Partial,
-    query: Any,
-    key: Any,
-    value: Any,
-    context: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    open_key: torch.Tensor,
+    open_value: torch.Tensor,
+    seen: tuple[int, ...],
     scaling: float,
     tile: int,
-    out: Any,
+    out: torch.Tensor,
 ) -> torch.Tensor:
+    """Takes the kernel's arguments and leaves `out` alone."""
     result = found.widened()
-    if context is not None:
-        seen = attend(query.flatten(2, 4), *context, scaling)
-        result.add(seen.unflatten(2, query.shape[2:5]))
+    for frame, count in enumerate(seen):
+        if count:
+            keys, values = open_key[:, :, :count], open_value[:, :, :count]
+            part = attend(query[:, :, frame].flatten(2, 3), keys, values, scaling)
+            mine = Partial(result.out[:, :, frame], result.lse[:, :, frame])
+            mine.add(part.unflatten(2, tuple(query.shape[3:5])))
     add_earlier_frames(result, query, key, value, scaling, tile)
     return result.out

@@ -68,6 +68,15 @@ class Clip:
 
 
 @dataclass(frozen=True)
+class Context:
+    """The open positions before a clip, and those among its frames."""
+
+    positions: list[Interval]
+    seen: tuple[int, ...]
+    """How many of them each frame sees: the first ones, more where there was text in between."""
+
+
+@dataclass(frozen=True)
 class Pattern:
     """Of one row of a batch. Without clips it is plain causal attention."""
 
@@ -116,10 +125,9 @@ class Pattern:
         count = 0
         for (start, stop), keys in self.open_runs:
             count += _triangle(stop - start) + (stop - start) * _length(keys)
-        for clip, runs in self.clip_runs:
+        for clip, context in zip(self.clips, self.contexts, strict=True):
             frames, size = len(clip.starts), clip.frame_tokens
-            count += frames * _triangle(size)
-            count += sum((stop - start) * size * _length(keys) for (start, stop), keys in runs)
+            count += frames * _triangle(size) + size * sum(context.seen)
             count += int(clip.tiles().bincount().square().sum()) * _triangle(frames - 1)
         return count
 
@@ -142,22 +150,25 @@ class Pattern:
         return [(run, [part for part in keys if part[1] > part[0]]) for run, keys in runs]
 
     @cached_property
-    def clip_runs(self) -> list[tuple[Clip, list[tuple[Interval, list[Interval]]]]]:
-        """Clips, with the numbers of consecutive frames and the open positions before them."""
+    def contexts(self) -> list[Context]:
+        """Of each clip."""
         return [
-            (clip, [(run, self._open_before(clip.starts[run[0]])) for run in clip.runs])
+            Context(
+                self._open_before(clip.starts[-1]),
+                tuple(_length(self._open_before(start)) for start in clip.starts),
+            )
             for clip in self.clips
         ]
 
     def _open_before(self, position: int) -> list[Interval]:
-        """The open positions before the first of a run of visual tokens."""
+        """The open positions before the first of a frame or of a run of anchors."""
         found: list[Interval] = []
         behind = self.tokens[0]
         for (start, stop), is_anchor in self._visual:
             if start < position and not is_anchor:
                 found.append((behind, start))
                 behind = stop
-        found.append((behind, position))
+        found.append((behind, position))  # empty within a run
         return [part for part in found if part[1] > part[0]]
 
     @cached_property

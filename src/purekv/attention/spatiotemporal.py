@@ -19,7 +19,7 @@ from torch import Tensor
 
 from purekv.attention import triton_temporal
 from purekv.attention.partial import Partial, attend
-from purekv.attention.pattern import Clip, Interval, Pattern
+from purekv.attention.pattern import Clip, Context, Interval, Pattern
 from purekv.attention.temporal import add_earlier_frames
 
 
@@ -60,8 +60,8 @@ def _attend_rows(
             found = found.widened()
             found.add(attend(q, _at(key, keys), _at(value, keys), scaling))
         out[:, :, start:stop] = found.out
-    for clip, runs in pattern.clip_runs:
-        _attend_clip(query, key, value, scaling, clip, runs, out)
+    for clip, context in zip(pattern.clips, pattern.contexts, strict=True):
+        _attend_clip(query, key, value, scaling, clip, context, out)
 
 
 def _attend_clip(
@@ -70,37 +70,34 @@ def _attend_clip(
     value: Tensor,
     scaling: float,
     clip: Clip,
-    runs: list[tuple[Interval, list[Interval]]],
+    context: Context,
     out: Tensor,
 ) -> None:
-    """Writes `out` [B, H, S, D] at one clip; `runs` as in `Pattern.clip_runs`."""
+    """Writes `out` [B, H, S, D] at one clip."""
     q, k, v = (_frames(x, clip) for x in (query, key, value))
-    found = _within_frames(q, k, v, scaling)
+    open_key, open_value = (_at(x, context.positions) for x in (key, value))
     plane = clip.height, clip.width
     planes = q.unflatten(3, plane), k.unflatten(3, plane), v.unflatten(3, plane)
-    with_triton = triton_temporal.usable(query)
-    if with_triton and len(runs) == 1:  # all queries see the same context, and lie together
-        _, keys = runs[0]
-        context = (_at(key, keys), _at(value, keys)) if keys else None
+    found = _within_frames(q, k, v, scaling)
+    together = len(clip.runs) == 1
+    if triton_temporal.usable(query):
+        result = _frames(out, clip) if together else torch.empty_like(q)
         triton_temporal.add_context_and_earlier_frames(
-            found.unflatten(3, plane), *planes, context, scaling, clip.tile,
-            _frames(out, clip).unflatten(3, plane),
+            found.unflatten(3, plane), *planes, open_key, open_value, context.seen, scaling,
+            clip.tile, result.unflatten(3, plane),
         )  # fmt: skip
-        return
-    found = found.widened()
-    for (first, last), keys in runs:
-        if keys:
-            queries = q[:, :, first:last].flatten(2, 3)
-            seen = attend(queries, _at(key, keys), _at(value, keys), scaling)
-            part = Partial(found.out[:, :, first:last], found.lse[:, :, first:last])
-            part.add(seen.unflatten(2, (last - first, -1)))
-    if with_triton:
-        result = torch.empty_like(found.out)
-        triton_temporal.add_context_and_earlier_frames(
-            found.unflatten(3, plane), *planes, None, scaling, clip.tile,
-            result.unflatten(3, plane),
-        )  # fmt: skip
+        if together:
+            return
     else:
+        found = found.widened()
+        for first, last in clip.runs:
+            seen = slice(context.seen[first])
+            if seen.stop:
+                queries = q[:, :, first:last].flatten(2, 3)
+                part = attend(queries, open_key[:, :, seen], open_value[:, :, seen], scaling)
+                frames = slice(None), slice(None), slice(first, last)
+                mine = Partial(found.out[frames], found.lse[frames])
+                mine.add(part.unflatten(2, (last - first, -1)))
         add_earlier_frames(found.unflatten(3, plane), *planes, scaling, clip.tile)
         result = found.out
     for first, last in clip.runs:
@@ -122,5 +119,5 @@ def _frames(x: Tensor, clip: Clip) -> Tensor:
 
 def _at(x: Tensor, positions: Sequence[Interval]) -> Tensor:
     """These of x [B, H, S, D]: a view, if they follow each other."""
-    parts = [x[:, :, start:stop] for start, stop in positions]
+    parts = [x[:, :, start:stop] for start, stop in positions or [(0, 0)]]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)

@@ -12,7 +12,7 @@ then place.
 """
 
 from contextlib import nullcontext
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -42,7 +42,9 @@ def add_context_and_earlier_frames(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    context: tuple[Tensor, Tensor] | None,
+    open_key: Tensor,
+    open_value: Tensor,
+    seen: tuple[int, ...],
     scaling: float,
     tile: int,
     out: Tensor,
@@ -55,7 +57,8 @@ def add_context_and_earlier_frames(
         found: out [B, H, T, h, w, D] and lse [B, H, T, h, w] over the own frame.
         query: [B, H, T, h, w, D].
         key, value: [B, Hkv, T, h, w, D].
-        context: key and value [B, Hkv, n, D] that all queries see besides; None: there are none.
+        open_key, open_value: [B, Hkv, n, D], the context.
+        seen: how many of those, from the first one on, each frame sees; T counts that never fall.
         scaling: factor on the dot products.
         tile: side of a tile; those at the right and lower edges may be smaller.
         out: [B, H, T, h, w, D], in any dtype.
@@ -64,7 +67,7 @@ def add_context_and_earlier_frames(
 
     from purekv.attention.triton_temporal_kernel import tuned
 
-    context_key, context_value = context or (key[:, :, 0, 0, :0], value[:, :, 0, 0, :0])
+    counts = _on(seen, query.device)
     batch, num_kv_heads, frames, _, _, head_dim = key.shape
     groups = query.shape[1] // num_kv_heads
     for rows, tile_height in regions(query.shape[3], tile):
@@ -83,14 +86,14 @@ def add_context_and_earlier_frames(
             with torch.cuda.device(query.device) if query.is_cuda else nullcontext():
                 tuned[grid](
                     *tensors,
-                    context_key,
-                    context_value,
+                    open_key,
+                    open_value,
+                    counts,
                     *(x.stride()[:5] for x in tensors),
-                    context_key.stride()[:3],
-                    context_value.stride()[:3],
+                    open_key.stride()[:3],
+                    open_value.stride()[:3],
                     frames,
                     across,
-                    context_key.shape[2],
                     num_kv_heads,
                     scaling * LOG2_E,
                     GROUPS=groups,
@@ -99,3 +102,9 @@ def add_context_and_earlier_frames(
                     HEAD_DIM=head_dim,
                     BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
                 )
+
+
+@lru_cache(maxsize=64)
+def _on(counts: tuple[int, ...], device: torch.device) -> Tensor:
+    """Kept for all layers of a prompt: moving them makes the host wait."""
+    return torch.tensor(counts, dtype=torch.int32, device=device)

@@ -54,16 +54,16 @@ def _tile_rows(
     return tile + frame.to(tl.int64) * strides[2] + down * strides[3] + along * strides[4]
 
 
-@triton.jit(do_not_specialize=["num_frames", "tiles_across", "num_context", "num_kv_heads"])
+@triton.jit(do_not_specialize=["num_frames", "tiles_across", "num_kv_heads"])
 def kernel(
-    query, key, value, found_out, found_lse, out, context_key, context_value,
+    query, key, value, found_out, found_lse, out, open_key, open_value, open_seen,
     query_strides, key_strides, value_strides, found_strides, lse_strides, out_strides,
-    context_key_strides, context_value_strides,
-    num_frames, tiles_across, num_context, num_kv_heads, scale_log2,
+    open_key_strides, open_value_strides,
+    num_frames, tiles_across, num_kv_heads, scale_log2,
     GROUPS: tl.constexpr, TILE_HEIGHT: tl.constexpr, TILE_WIDTH: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Strides are of [B, heads, T, h, w] and, of the context, of [B, heads, n]."""
+    """Strides are of [B, heads, T, h, w] and, of open positions, of [B, heads, n]."""
     PLACES: tl.constexpr = TILE_HEIGHT * TILE_WIDTH
     ROWS: tl.constexpr = PLACES * GROUPS  # of one frame
     block = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest first
@@ -95,28 +95,31 @@ def kernel(
     total = tl.full([BLOCK_M], 1.0, tl.float32)
 
     number = tl.arange(0, BLOCK_N)
-    s = context_key_strides
-    k_head = context_key + batch * s[0] + kv_head * s[1]
-    s = context_value_strides
-    v_head = context_value + batch * s[0] + kv_head * s[1]
-    whole = num_context // BLOCK_N * BLOCK_N
+    # What the first of the block's frames sees is seen by all of its rows: no mask up to there.
+    first = block * BLOCK_M // ROWS
+    last = tl.minimum((block * BLOCK_M + BLOCK_M - 1) // ROWS, num_frames - 1)
+
+    s = open_key_strides
+    k_head = open_key + batch * s[0] + kv_head * s[1]
+    s = open_value_strides
+    v_head = open_value + batch * s[0] + kv_head * s[1]
+    seen = tl.load(open_seen + frame, mask=exists, other=0)
+    most = tl.load(open_seen + last)
+    whole = tl.load(open_seen + first) // BLOCK_N * BLOCK_N
     for start in range(0, whole, BLOCK_N):
         n = (start + number).to(tl.int64)
-        k_rows, v_rows = k_head + n * context_key_strides[2], v_head + n * context_value_strides[2]
+        k_rows, v_rows = k_head + n * open_key_strides[2], v_head + n * open_value_strides[2]
         acc, m, total = _add_keys(
             acc, m, total, q, k_rows, v_rows, n >= 0, True, scale_log2, HEAD_DIM, BLOCK_D, False
         )
-    if whole < num_context:
-        n = (whole + number).to(tl.int64)
-        k_rows, v_rows = k_head + n * context_key_strides[2], v_head + n * context_value_strides[2]
+    for start in range(whole, most, BLOCK_N):
+        n = (start + number).to(tl.int64)
+        k_rows, v_rows = k_head + n * open_key_strides[2], v_head + n * open_value_strides[2]
         acc, m, total = _add_keys(
-            acc, m, total, q, k_rows, v_rows, n < num_context, True, scale_log2,
+            acc, m, total, q, k_rows, v_rows, n < most, n[None, :] < seen[:, None], scale_log2,
             HEAD_DIM, BLOCK_D, True,
         )  # fmt: skip
 
-    # Keys of the frames before all of the block's are seen by all of its rows.
-    first = block * BLOCK_M // ROWS
-    last = tl.minimum((block * BLOCK_M + BLOCK_M - 1) // ROWS, num_frames - 1)
     whole = first * PLACES // BLOCK_N * BLOCK_N
     s = key_strides
     k_tile = key + batch * s[0] + kv_head * s[1] + top * s[3] + left * s[4]
