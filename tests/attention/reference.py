@@ -16,5 +16,5 @@ def masked_attention(
     query, key, value = query.double(), key.double(), value.double()
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     visible = torch.stack([p.visible(torch.arange(seq_len), seq_len) for p in patterns])[:, None]
-    logits = (query @ key.mT * scaling).masked_fill(~visible, -torch.inf)
+    logits = (query @ key.mT * scaling).masked_fill(~visible.to(query.device), -torch.inf)
     return logits.softmax(-1).nan_to_num(0.0).matmul(value).transpose(1, 2)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from purekv import PureKV, PureKVConfig, SpatioTemporalConfig
 from purekv.attention import triton_temporal
 from purekv.attention.pattern import Pattern, row_patterns
 from purekv.attention.spatiotemporal import sparse_attention
@@ -15,6 +16,8 @@ from purekv.attention.triton_temporal import add_context_and_earlier_frames
 from purekv.layout import Layout, VisualSpan
 from tests.attention.clips import SHAPES, clip_tensors, in_pytorch
 from tests.attention.reference import masked_attention
+from tests.core.prompts import prompt
+from tests.tiny import tiny_model
 
 
 def test_in_the_interpreter():
@@ -66,16 +69,55 @@ def test_sparse_attention_on_the_gpu(monkeypatch, batch, tile, kernel):
         torch.randn(batch, 2600, n, 128, device="cuda", dtype=torch.bfloat16).transpose(1, 2)
         for n in (28, 4, 4)
     )
-    ours = sparse_attention(query, key, value, 128**-0.5, patterns).cpu()
+    ours = sparse_attention(query, key, value, 128**-0.5, patterns)
     dense = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, is_causal=True, enable_gqa=True
     )
-    query, key, value = query.cpu(), key.cpu(), value.cpu()
     exact = masked_attention(query, key, value, 128**-0.5, patterns)
     whole = [Pattern(p.tokens) for p in patterns]
     exact_dense = masked_attention(query, key, value, 128**-0.5, whole)
     error = (ours.double() - exact).abs()
-    dense_error = (dense.transpose(1, 2).cpu().double() - exact_dense).abs()
+    dense_error = (dense.transpose(1, 2).double() - exact_dense).abs()
     assert error.max() <= 1.5 * dense_error.max()
     # Fewer keys make larger outputs, which round more coarsely.
     assert error.mean() / exact.abs().mean() <= 1.5 * dense_error.mean() / exact_dense.abs().mean()
+
+
+@pytest.mark.gpu
+def test_layers_do_not_wait_for_the_device():
+    spans = [VisualSpan(3 + 70 * n, (1, 8, 8), "video", n > 0) for n in range(12)]
+    layout = Layout.build(torch.ones(1, 900, dtype=torch.bool), [spans])
+    patterns = row_patterns(layout, 2, 1, 1)
+    query, key, value = (
+        torch.randn(1, 900, n, 64, device="cuda", dtype=torch.bfloat16).transpose(1, 2)
+        for n in (8, 2, 2)
+    )
+    sparse_attention(query, key, value, 0.1, patterns)  # the first layer of a prompt may
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        sparse_attention(query, key, value, 0.1, patterns)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("evict", ["post", "active", "drop"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_model_on_the_gpu(monkeypatch, batch, evict):
+    """With the kernel and without, logits are as close as half precision allows."""
+    model = tiny_model().cuda().half()
+    inputs = {name: value.cuda() for name, value in prompt("mixed", batch).items()}
+    config = PureKVConfig(
+        budget=0.3,
+        evict=evict,
+        prefill="spatiotemporal",
+        spatiotemporal=SpatioTemporalConfig(min_tokens=0),
+    )
+    logits = []
+    for kernel in (True, False):
+        if not kernel:
+            monkeypatch.setattr(triton_temporal, "usable", lambda query: False)
+        with PureKV(config)(model) as run, torch.no_grad():
+            logits.append(model(**inputs).logits[:, -1].float())
+        assert run.report.prefill_per_layer[0] == "spatiotemporal"
+    torch.testing.assert_close(*logits, rtol=2e-2, atol=2e-2)
