@@ -42,6 +42,10 @@ LAYOUTS = {
     "one video": ([VisualSpan(4, (7, 3, 5), "video")], 120),
     "time stamps": ([VisualSpan(4 + 14 * n, (1, 3, 4), "video", n > 0) for n in range(6)], 90),
     "two videos": ([VisualSpan(3, (4, 2, 2), "video"), VisualSpan(22, (5, 4, 4), "video")], 108),
+    "image and video": (
+        [VisualSpan(2, (1, 9, 4), "image"), VisualSpan(40, (3, 3, 3), "video")],
+        70,
+    ),
     "no text": ([VisualSpan(0, (5, 4, 4), "video")], 80),
 }
 
@@ -51,7 +55,7 @@ LAYOUTS = {
 def test_interpreted_kernel_among_the_other_passes(name, anchors):
     spans, length = LAYOUTS[name]
     layout = Layout.build(torch.ones(1, length, dtype=torch.bool), [spans])
-    patterns = list(row_patterns(layout, 2, anchors, 1))
+    patterns = list(row_patterns(layout, 2, anchors, 1, image_band=8))
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, length, n, 16).transpose(1, 2) for n in (6, 2, 2))
     ours = sparse_attention(query, key, value, 0.3, patterns)
