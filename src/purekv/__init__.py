@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from purekv.attach import PureKV, Run
-    from purekv.config import PureKVConfig
+    from purekv.config import PureKVConfig, SpatioTemporalConfig
     from purekv.errors import PureKVError
     from purekv.report import Report
 
@@ -20,13 +20,22 @@ try:
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0.0.0"
 
-__all__ = ["PureKV", "PureKVConfig", "PureKVError", "Report", "Run", "__version__"]
+__all__ = [
+    "PureKV",
+    "PureKVConfig",
+    "PureKVError",
+    "Report",
+    "Run",
+    "SpatioTemporalConfig",
+    "__version__",
+]
 
 # Loaded at first use, so that the command line answers --help without importing torch.
 _HOME = {
     "PureKV": "attach",
     "Run": "attach",
     "PureKVConfig": "config",
+    "SpatioTemporalConfig": "config",
     "PureKVError": "errors",
     "Report": "report",
 }

@@ -1,9 +1,9 @@
 """PureKV on one model: plug in, run, restore.
 
 The story of a prefill, top to bottom: the layout is found from the ids (`_before_model`), the
-cache is made to forget and the mask is built (`_before_language_model`), each layer attends to
-everything and is then scored and compacted (`_attend`, `_evict`), and where the first token must
-feel the eviction, the text behind the last visual token runs once more
+cache is made to forget and the mask is built (`_before_language_model`), each layer attends, to
+everything or sparsely, and is then scored and compacted (`_attend`, `_evict`), and where the first
+token must feel the eviction, the text behind the last visual token runs once more
 (`_after_language_model`). Decoding needs only the cache.
 """
 
@@ -22,6 +22,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from purekv import families
 from purekv.allocation import ALLOCATIONS
 from purekv.attention import NAME_PREFIX, Backend
+from purekv.attention.kept import NEVER_SEEN, attend_to_kept
+from purekv.attention.spatiotemporal import sparse_attention
 from purekv.attention.vision import BatchedChunks
 from purekv.budget import keep_counts
 from purekv.cache import EvictingLayer, cache_bytes, is_compressed, make_evicting
@@ -33,6 +35,7 @@ from purekv.report import Report
 from purekv.rotation import Rotation
 from purekv.scoring import Attended, make_scorer
 from purekv.scoring.frame_difference import FrameDifference
+from purekv.selection import RaggedSelection, Selection
 from purekv.timing import PhaseTimer
 from purekv.upstream import CACHE, cache_in
 
@@ -77,6 +80,8 @@ class Run:
         self._scorer = make_scorer(config.scorer, config.source_layers, self._num_layers)
         self._allocation = ALLOCATIONS[config.allocation]
         self._drop_layers = _drop_layers(config, self._scorer)
+        self._active_layers = _active_layers(config, self._scorer, self._num_layers)
+        _check_dense_layers(config, self._num_layers)
         self._backend = Backend(self._language)
         refuse_ragged_flash(config.allocation, self._backend.name)
         self._vision = BatchedChunks(self._family.vision_tower(model))
@@ -175,8 +180,13 @@ class Run:
             heads = self._language.config.num_key_value_heads
             self._prefill = Prefill(
                 self.config, self._scorer, self._allocation, layout, quota, self._num_layers, heads,
-                self._drop_layers,
+                self._drop_layers, self._active_layers,
             )  # fmt: skip
+            if self._prefill.patterns is not None and torch.is_grad_enabled():
+                raise PureKVError(
+                    'prefill="spatiotemporal" has no gradient; run the model under '
+                    "torch.no_grad(), as generate does"
+                )
             self._timer.reset()
 
     def _before_language_model(
@@ -199,7 +209,7 @@ class Run:
         if self._prefill is not None and isinstance(self._scorer, FrameDifference):
             self._drop_before_layers(self._prefill, kwargs)
             embeds, attention_mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
-        if not self._continuing:
+        if not self._continuing and self._needs_mask():
             positions = _text_positions(kwargs.get("position_ids")) if cache is None else None
             self._mask = self._backend.prefill_mask(embeds, attention_mask, positions)
         elif (
@@ -215,6 +225,12 @@ class Run:
             new_tokens = attention_mask[:, -count:].bool()
             self._new_tokens = None if new_tokens.all() else new_tokens
         return args, kwargs
+
+    def _needs_mask(self) -> bool:
+        """Whether any layer attends densely; what tokens are dropped later gets a mask then."""
+        prefill = self._prefill
+        layers = range(self._num_layers)
+        return prefill is None or any(prefill.attention_of(idx) == "dense" for idx in layers)
 
     def _after_rotary(
         self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
@@ -267,6 +283,8 @@ class Run:
     ) -> tuple[Tensor, Tensor | None]:
         """The registered attention function: the model's own, with our mask, then eviction.
 
+        Where the run says so, it is sparse instead, or eviction comes first.
+
         Shapes: query [B, num_attention_heads, q_len, D], key and value [B, num_key_value_heads,
         entries, D].
         """
@@ -284,24 +302,59 @@ class Run:
                 )
             attend = self._backend.decode if layer.evicted else self._backend.forward
             return attend(module, query, key, value, self._masks[place], **kwargs)
-        mask = None if self._mask is None else self._mask.to(query.device)
-        output = self._backend.forward(module, query, key, value, mask, **kwargs)
-        if self._prefill is not None:
-            scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-            attended = Attended(module.layer_idx, query, key, value, scaling)
-            self._evict(self._prefill, attended)
+        prefill = self._prefill
+        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+        attended = Attended(module.layer_idx, query, key, value, scaling)
+        kind = "dense" if prefill is None else prefill.attention_of(module.layer_idx)
+        output: tuple[Tensor, Tensor | None]
+        if kind == "kept":
+            assert prefill is not None
+            output = self._attend_to_kept(prefill, attended), None
+        elif kind == "spatiotemporal":
+            assert prefill is not None
+            assert prefill.patterns is not None
+            output = sparse_attention(query, key, value, scaling, prefill.patterns), None
+        else:
+            mask = None if self._mask is None else self._mask.to(query.device)
+            output = self._backend.forward(module, query, key, value, mask, **kwargs)
+        if prefill is not None:
+            prefill.attention.append(kind)
+            if kind != "kept":
+                self._evict(prefill, attended)
         return output
 
-    def _evict(self, prefill: Prefill, attended: Attended) -> None:
+    def _attend_to_kept(self, prefill: Prefill, attended: Attended) -> Tensor:
+        """Evict, then attend to what is left, [B, S, num_attention_heads, D]."""
+        assert self._cache is not None
+        selection = self._evict(prefill, attended)
+        assert isinstance(selection, Selection)
+        layer = self._cache.layers[attended.layer_idx]
+        key, value, index, is_entry = layer.keys, layer.values, selection.index, selection.is_entry
+        position = index if is_entry is None else index.masked_fill(~is_entry[:, None], NEVER_SEEN)
+        if prefill.tail is not None:  # seen, but not kept, as it runs again
+            tail = prefill.tail.to(key.device)
+            count, seq_len = tail.shape[1], attended.key.shape[2]
+            newest = torch.arange(seq_len - count, seq_len, device=key.device)
+            newest = newest.masked_fill(~tail, NEVER_SEEN)[:, None]
+            position = torch.cat([position, newest.expand(-1, position.shape[1], -1)], dim=-1)
+            key = torch.cat([key, attended.key[:, :, -count:]], dim=2)
+            value = torch.cat([value, attended.value[:, :, -count:]], dim=2)
+        return attend_to_kept(attended.query, key, value, position, attended.scaling)
+
+    def _evict(self, prefill: Prefill, attended: Attended) -> Selection | RaggedSelection | None:
+        """Answers what stayed, if anything had to leave."""
         assert self._cache is not None
         layer, key, value = self._cache.layers[attended.layer_idx], attended.key, attended.value
         seq_len = prefill.layout.is_token.shape[1]
         prefill.kv_bytes_full += (key.nbytes + value.nbytes) // key.shape[2] * seq_len
         prefill.computed.append(attended.query.shape[2])
         if prefill.evicts:
-            layer.evict(key, value, prefill.select(attended), prefill.seen)
-        elif prefill.layout.has_padding:
+            selection = prefill.select(attended)
+            layer.evict(key, value, selection, prefill.seen)
+            return selection
+        if prefill.layout.has_padding:
             layer.mark_padding(prefill.layout.is_token)
+        return None
 
     def _after_language_model(
         self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
@@ -325,6 +378,7 @@ class Run:
             "kept_per_layer": [layer.entries_per_head for layer in self._cache.layers],
             "longest_head_per_layer": [layer.physical_length for layer in self._cache.layers],
             "computed_per_layer": prefill.computed,
+            "prefill_per_layer": prefill.attention,
             "source_layers": prefill.scoring.source_layers,
             "kv_bytes_full": prefill.kv_bytes_full,
             "kv_bytes_kept": cache_bytes(self._cache),
@@ -400,6 +454,22 @@ def refuse_ragged_flash(allocation: str, attention: str) -> None:
 
 def _drop_layers(config: PureKVConfig, scorer: Any) -> tuple[int, ...]:
     return getattr(scorer, "source_layers", ()) if config.evict == "drop" else ()
+
+
+def _active_layers(config: PureKVConfig, scorer: Any, num_layers: int) -> frozenset[int]:
+    if config.evict != "active":
+        return frozenset()
+    sources = getattr(scorer, "source_layers", ())
+    return frozenset(range(min(sources, default=-1) + 1, num_layers)) - frozenset(sources)
+
+
+def _check_dense_layers(config: PureKVConfig, num_layers: int) -> None:
+    layers = config.spatiotemporal.dense_layers
+    if isinstance(layers, tuple) and max(layers, default=0) >= num_layers:
+        raise PureKVError(
+            f"dense layer {max(layers)} does not exist; the model's layers are 0 to "
+            f"{num_layers - 1}"
+        )
 
 
 def _refuse_whole_sequences(

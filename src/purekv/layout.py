@@ -18,6 +18,9 @@ class VisualSpan:
     """Tokens in time, height and width, as the language model sees them (after merging)."""
     modality: str
     """"image" or "video"."""
+    continues: bool = False
+    """Whether these are further frames of the video of the span before, behind some text (a time
+    stamp)."""
 
     @property
     def length(self) -> int:

@@ -1,6 +1,6 @@
 """One prefill being compressed: what is shared between its layers."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from purekv.allocation import Allocation
 from purekv.allocation.uniform import Uniform
+from purekv.attention.pattern import Pattern, row_patterns
 from purekv.config import PureKVConfig
 from purekv.dropping import Kept, stage_quotas
 from purekv.errors import PureKVError
@@ -71,6 +72,7 @@ class Prefill:
         num_layers: of the model.
         num_key_value_heads: of every layer.
         drop_layers: behind which tokens are dropped, down to the quota behind the last one.
+        active_layers: which evict before their attention.
 
     Raises:
         PureKVError: a row has nothing to score with, or no text to compute again.
@@ -86,6 +88,7 @@ class Prefill:
         num_layers: int,
         num_key_value_heads: int,
         drop_layers: Sequence[int] = (),
+        active_layers: Collection[int] = (),
     ) -> None:
         self.layout = layout
         self.quota = tuple(quota)
@@ -97,6 +100,17 @@ class Prefill:
         """Positions that each layer so far computed."""
         self.rotation: Rotation | None = None
         """Of the prompt; known once its layers run."""
+        self.attention: list[str] = []
+        """What each layer's attention so far was, as the report has it."""
+        self.patterns: tuple[Pattern, ...] | None = None
+        """Of sparse attention, for each row; None: all are dense."""
+        sparse = config.spatiotemporal
+        if config.prefill == "spatiotemporal":
+            patterns = row_patterns(layout, sparse.tile, sparse.anchor_frames, sparse.min_tokens)
+            if any(pattern.clips for pattern in patterns):
+                self.patterns = patterns
+        self._sparse = sparse
+        self._active_layers = active_layers if self.evicts else ()
         self.kept: Kept | None = None
         """Positions that are still computed, of those that the first layer got; None: all."""
         self.pending: Kept | None = None
@@ -124,6 +138,14 @@ class Prefill:
         if self.evicts:
             quotas = stage_quotas(layout.visual_tokens, self.quota, len(drop_layers))
             self._drops = dict(zip(drop_layers, quotas, strict=True))
+
+    def attention_of(self, layer_idx: int) -> str:
+        """What a layer's attention is to be: "dense", "spatiotemporal" or "kept"."""
+        if layer_idx in self._active_layers:
+            return "kept"
+        if self.patterns is None or self._sparse.is_dense(layer_idx):
+            return "dense"
+        return "spatiotemporal"
 
     def _selector(self, evictable: Tensor, stored: Tensor) -> Selector:
         return Selector(
@@ -172,7 +194,8 @@ class Prefill:
         def taken(mask: Tensor) -> Tensor:
             return fewer.take(mask, 0) & fewer.is_token
 
-        # What is left of a grid has holes, so it is no span any more.
+        # What is left of a grid has holes, so it is no span any more, and attended to densely.
+        self.patterns = None
         layout = Layout(fewer.is_token, taken(is_visual), tuple(() for _ in quota))
         stored = taken(stage.stored)
         index = fewer.index.masked_fill(~fewer.is_token, -1)

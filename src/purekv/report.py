@@ -27,6 +27,9 @@ class Report:
     different counts, as all are padded to the longest while the layer runs."""
     computed_per_layer: list[int]
     """Positions that each layer computed in the prefill, padding included."""
+    prefill_per_layer: list[str]
+    """What each layer's attention was: "dense"; "spatiotemporal", in at least one row; "kept", over
+    what the layer keeps."""
     source_layers: list[int]
     """Layers that computed attention scores."""
     kv_bytes_full: int

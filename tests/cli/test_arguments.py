@@ -3,9 +3,11 @@ import pytest
 from purekv.cli.arguments import (
     parse_budget,
     parse_source_layers,
+    parse_spatiotemporal,
     parse_window,
     repeat_options,
 )
+from purekv.config import SpatioTemporalConfig
 from purekv.errors import PureKVError
 
 
@@ -26,6 +28,16 @@ def test_layers_and_window() -> None:
     for parse in (parse_budget, parse_source_layers, parse_window):
         with pytest.raises(PureKVError):
             parse("many")
+
+
+def test_settings_of_the_sparse_prefill() -> None:
+    assert parse_spatiotemporal("") == SpatioTemporalConfig()
+    assert parse_spatiotemporal("tile=4, min_tokens=0") == SpatioTemporalConfig(4, min_tokens=0)
+    assert parse_spatiotemporal("dense_layers=8").dense_layers == 8
+    assert parse_spatiotemporal("dense_layers=0+4").dense_layers == (0, 4)
+    for text in ("tiles=4", "tile", "tile=many", "tile=0", "tile=1+2"):
+        with pytest.raises(PureKVError, match="tile"):
+            parse_spatiotemporal(text)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,16 @@ def test_json_has_the_contract_keys(cli_json, checkpoint, video) -> None:
     assert data["config"]["budget"] == data["budget"] == 0.2
 
 
+def test_a_sparse_prefill_says_where_it_was_sparse(cli_json, checkpoint, video) -> None:
+    asked = "run", "--video", video, "--ask", "What?", "--model", checkpoint
+    asked = *asked, "--prefill", "spatiotemporal", "--evict", "active", "--source-layers", "0"
+    small = cli_json(*asked)
+    assert small["prefill_per_layer"] == ["dense", "kept", "kept"]  # below min_tokens
+    sparse = cli_json(*asked, "--spatiotemporal", "min_tokens=0,tile=1")
+    assert sparse["prefill_per_layer"] == ["spatiotemporal", "kept", "kept"]
+    assert sparse["config"]["spatiotemporal"]["tile"] == 1
+
+
 def test_compare_with_the_uncompressed_model(cli_json, checkpoint, video) -> None:
     data = cli_json(
         *("run", "--video", video, "--ask", "What?", "And?", "--model", checkpoint),

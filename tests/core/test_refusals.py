@@ -30,7 +30,7 @@ from tests.tiny import tiny_model
         ({"source_layers": (-1,)}, "auto"),
         ({"allocation": "adakv"}, "ada"),
         ({"prefill": "sparse"}, "dense"),
-        ({"evict": "active"}, "post"),
+        ({"evict": "early"}, "active"),
         ({"first_token": "none"}, "exact"),
         ({"plan": "plan.json"}, "leave it out"),
     ],

@@ -4,7 +4,7 @@ It attends without purekv's code: plain float32 attention over every key, with a
 each (row, KV head), which keys a query may see.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -86,9 +86,14 @@ def masked_attention(model: Any, allowed: Callable[[int, int, int], Tensor]) -> 
 
 @contextmanager
 def twin_attention(
-    model: Any, inputs: dict[str, Tensor], kept: Kept, first_token: str
+    model: Any,
+    inputs: dict[str, Tensor],
+    kept: Kept,
+    first_token: str,
+    active: Collection[int] = (),
 ) -> Iterator[None]:
-    """Within the block, `model` attends densely but as if only the kept entries were left."""
+    """Within the block, `model` attends densely but as if only the kept entries were left: from the
+    prefill on in `active` layers, behind it in all others."""
     ids = inputs["input_ids"]
     batch, seq_len = ids.shape
     is_token = inputs["attention_mask"].bool()
@@ -104,7 +109,7 @@ def twin_attention(
                 stays[row, head, kept[layer_idx][row][head]] = True
         stays[..., :seq_len] |= (is_token & ~is_visual)[:, None]  # the tail runs again
         sees_all = torch.zeros(batch, q_len, dtype=torch.bool)
-        if kv_len == q_len:  # prefill
+        if kv_len == q_len and layer_idx not in active:  # prefill
             sees_all[:] = True if first_token == "exact" else ~after_visual
         visible = stays[:, :, None] | sees_all[:, None, :, None]
         visible[..., :seq_len] &= is_token[:, None, None]

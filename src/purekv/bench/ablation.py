@@ -102,14 +102,15 @@ class TimedRun(Run):
         with self._laps(_TOTAL), self._laps("dropping"):
             return super()._before_layer(layer_idx, module, args, kwargs)
 
-    def _evict(self, prefill: Prefill, attended: Attended) -> None:
+    def _evict(self, prefill: Prefill, attended: Attended) -> Any:
         assert self._cache is not None
         self.kv_bytes_peak = max(self.kv_bytes_peak, cache_bytes(self._cache))
         layer = self._cache.layers[attended.layer_idx]
         layer.evict = self._laps.around("compaction", layer.evict)
         with self._laps(_TOTAL):
-            super()._evict(prefill, attended)
+            selection = super()._evict(prefill, attended)
         del layer.evict  # a cycle would keep the layer's tensors until garbage is collected
+        return selection
 
     def _after_language_model(
         self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any

@@ -1,5 +1,6 @@
 """Turning command-line words into values; all checks beyond syntax are the library's."""
 
+from dataclasses import fields
 from typing import Any
 
 from typer.core import TyperCommand
@@ -50,6 +51,22 @@ def parse_source_layers(text: str) -> str | tuple[int, ...]:
         return text
     hint = f"source_layers={text!r}; write auto, or layer numbers such as 2,8,14"
     return tuple(_integer(word, hint) for word in text.split(","))
+
+
+def parse_spatiotemporal(text: str) -> Any:
+    """ "tile=4,min_tokens=0"; layers are written 0+4+14. What is left out keeps its default."""
+    from purekv.config import SpatioTemporalConfig  # imports torch, which --help does without
+
+    names = [one.name for one in fields(SpatioTemporalConfig)]
+    hint = f"spatiotemporal={text!r}; write e.g. tile=2,min_tokens=0 with {', '.join(names)}"
+    settings: dict[str, Any] = {}
+    for word in split_words(text):
+        name, _, value = word.partition("=")
+        if name not in names:
+            raise PureKVError(hint)
+        numbers = tuple(_integer(number, hint) for number in value.split("+"))
+        settings[name] = numbers if "+" in value else numbers[0]
+    return SpatioTemporalConfig(**settings)
 
 
 def split_words(text: str) -> list[str]:

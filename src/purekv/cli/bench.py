@@ -12,6 +12,7 @@ from purekv.cli.arguments import (
     parse_budget,
     parse_counts,
     parse_source_layers,
+    parse_spatiotemporal,
     parse_window,
     parse_words,
 )
@@ -51,6 +52,7 @@ def bench(
     methods: options.Methods = "clie",
     budgets: options.Budgets = "0.2",
     prefill: options.Prefills = "dense",
+    spatiotemporal: options.SpatioTemporal = "",
     evict: options.Evicts = "post",
     first_token: Annotated[
         str, option(COMPRESSION, "exact, or compressed; the ablation shows both.")
@@ -106,6 +108,7 @@ def bench(
         first_token=first_token,
         source_layers=parse_source_layers(source_layers),
         window=parse_window(window),
+        spatiotemporal=parse_spatiotemporal(spatiotemporal),
         plan=plan,
     )
     todo = Plan(

@@ -45,6 +45,8 @@ class Outcome:
     visual_tokens: int
     kept_visual_tokens: int
     """Those that each (layer, KV head) keeps."""
+    prefill_per_layer: list[str]
+    """As in the report."""
     kv_bytes_full: int
     kv_bytes_kept: int
     seconds: dict[str, float]
@@ -105,6 +107,7 @@ def to_json(
     data: dict[str, Any] = {
         "questions": request.questions,
         **result.compressed.to_dict(),
+        "prefill_per_layer": result.compressed.prefill_per_layer,
         "budget": config.budget,
         "config": config.to_dict(),
         "model": model_name,
@@ -131,6 +134,7 @@ def _answer_compressed(request: Request, config: PureKVConfig, progress: Step) -
         answers,
         sum(report.visual_tokens),
         sum(report.kept_visual_tokens),
+        report.prefill_per_layer,
         report.kv_bytes_full,
         report.kv_bytes_kept,
         {"decode_video": request.decode_video, **report.seconds},
@@ -153,8 +157,16 @@ def _answer_dense(request: Request, visual_tokens: int, progress: Step) -> Outco
             seconds = {"decode_video": request.decode_video, **timer.seconds}
     finally:
         hook.remove()
+    num_layers = model.config.get_text_config().num_hidden_layers
     return Outcome(
-        answers, visual_tokens, visual_tokens, kv_bytes[0], kv_bytes[0], seconds, peak.bytes
+        answers,
+        visual_tokens,
+        visual_tokens,
+        ["dense"] * num_layers,
+        kv_bytes[0],
+        kv_bytes[0],
+        seconds,
+        peak.bytes,
     )
 
 

@@ -13,6 +13,7 @@ from purekv.cli.arguments import (
     check_positive,
     parse_budget,
     parse_source_layers,
+    parse_spatiotemporal,
     parse_window,
     split_words,
 )
@@ -35,6 +36,7 @@ def evaluate(
     methods: options.Methods = "clie,snapkv,streaming",
     budgets: options.Budgets = "1.0,0.2,0.1",
     prefill: options.Prefills = "dense",
+    spatiotemporal: options.SpatioTemporal = "",
     evict: options.Evicts = "post",
     first_token: options.FirstToken = "compressed",
     source_layers: options.SourceLayers = "auto",
@@ -98,6 +100,7 @@ def evaluate(
         first_token=first_token,
         source_layers=parse_source_layers(source_layers),
         window=parse_window(window),
+        spatiotemporal=parse_spatiotemporal(spatiotemporal),
         plan=plan,
     )
     find_device(device)

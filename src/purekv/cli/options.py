@@ -40,8 +40,18 @@ Methods = Annotated[str, option(COMPRESSION, "Comma-separated names.")]
 Budgets = Annotated[
     str, option(COMPRESSION, "Comma-separated shares (0.2) or counts (200) of visual tokens.")
 ]
-Prefills = Annotated[str, option(COMPRESSION, "Comma-separated attention patterns.")]
-Evicts = Annotated[str, option(COMPRESSION, "Comma-separated ways to evict.")]
+Prefills = Annotated[
+    str, option(COMPRESSION, "Comma-separated attention patterns: dense, spatiotemporal.")
+]
+SpatioTemporal = Annotated[
+    str,
+    option(
+        COMPRESSION,
+        "Of that pattern: tile=2,anchor_frames=1,dense_layers=0,min_tokens=16384. Prompts of fewer "
+        "visual tokens stay dense; dense_layers are the first N, or e.g. 0+4+14.",
+    ),
+]
+Evicts = Annotated[str, option(COMPRESSION, "Comma-separated ways to evict: post, active, drop.")]
 FirstToken = Annotated[
     str,
     option(COMPRESSION, "exact, or compressed: let the first answer token feel the eviction too."),

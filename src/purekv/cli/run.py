@@ -7,7 +7,13 @@ from typing import Annotated
 import typer
 
 from purekv.cli import options
-from purekv.cli.arguments import check_positive, parse_budget, parse_source_layers, parse_window
+from purekv.cli.arguments import (
+    check_positive,
+    parse_budget,
+    parse_source_layers,
+    parse_spatiotemporal,
+    parse_window,
+)
 from purekv.cli.errors import explains_errors
 from purekv.cli.inputs import (
     check_layers,
@@ -37,8 +43,13 @@ def run(
     allocation: options.Allocation = "uniform",
     source_layers: options.SourceLayers = "auto",
     window: options.Window = "question",
-    prefill: Annotated[str, option(COMPRESSION, "Attention pattern of the prefill.")] = "dense",
-    evict: Annotated[str, option(COMPRESSION, "When entries leave the cache.")] = "post",
+    prefill: Annotated[
+        str, option(COMPRESSION, "Attention of the prefill: dense or spatiotemporal.")
+    ] = "dense",
+    spatiotemporal: options.SpatioTemporal = "",
+    evict: Annotated[
+        str, option(COMPRESSION, "When entries leave: post, active or drop.")
+    ] = "post",
     first_token: options.FirstToken = "exact",
     plan: options.Plan = None,
     model: options.Model = None,
@@ -72,6 +83,7 @@ def run(
         scorer=scorer,
         source_layers=parse_source_layers(source_layers),
         window=parse_window(window),
+        spatiotemporal=parse_spatiotemporal(spatiotemporal),
         prefill=prefill,
         evict=evict,
         first_token=first_token,

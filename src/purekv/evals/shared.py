@@ -96,11 +96,12 @@ class SharedPrefill(Run):
                 self._rows_at_once,
             )
 
-    def _evict(self, prefill: Prefill, attended: Attended) -> None:
-        super()._evict(prefill, attended)
+    def _evict(self, prefill: Prefill, attended: Attended) -> Any:
+        selection = super()._evict(prefill, attended)
         if self._branches is not None:
             assert prefill.rotation is not None
             self._branches.fill(attended, prefill.rotation)
+        return selection
 
     def _after_language_model(
         self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any

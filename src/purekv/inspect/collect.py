@@ -85,8 +85,8 @@ class Recorder(Run):
 
         return recorded
 
-    def _evict(self, prefill: Prefill, attended: Attended) -> None:
-        super()._evict(prefill, attended)
+    def _evict(self, prefill: Prefill, attended: Attended) -> Any:
+        selection = super()._evict(prefill, attended)
         query, key, scaling = attended.query, attended.key, attended.scaling
         is_token = prefill.layout.is_token.to(key.device)
         norm = torch.linalg.vector_norm(attended.value[0], dim=-1, dtype=torch.float32)
@@ -96,6 +96,7 @@ class Recorder(Run):
         )
         rows = [window_attention(query, key, scaling, window, is_token) for window in windows]
         self._attention.append((*(row[0].flatten(0, 1).cpu() for row in rows), norm.cpu()))
+        return selection
 
     def _after_language_model(
         self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
