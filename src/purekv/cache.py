@@ -1,6 +1,6 @@
 """A cache layer that forgets: fewer entries than tokens seen, and the bytes really freed."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import torch
@@ -247,12 +247,19 @@ def make_evicting(
 
 
 def cache_bytes(cache: Cache) -> int:
-    """Bytes that the cache's tensors hold allocated, padding included."""
-    storages = {}
+    """Bytes that the cache's tensors hold allocated, padding and room for more included."""
+    storages = (tensor.untyped_storage() for tensor in _tensors(cache))
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def entry_bytes(cache: Cache) -> int:
+    """The same without the room that layers made for tokens to come."""
+    return sum(tensor.nbytes for tensor in _tensors(cache))
+
+
+def _tensors(cache: Cache) -> Iterator[Tensor]:
     for layer in cache.layers:
         own = isinstance(layer, EvictingLayer)
         for tensor in layer.tensors if own else (layer.keys, layer.values):
             if tensor is not None:
-                storage = tensor.untyped_storage()
-                storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
+                yield tensor

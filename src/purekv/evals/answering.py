@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.cache_utils import Cache
 
 from purekv import families
-from purekv.cache import cache_bytes
+from purekv.cache import entry_bytes
 from purekv.errors import PureKVError
 from purekv.evals.positions import TextPositions, first_positions
 from purekv.evals.samples import Sample
@@ -213,7 +213,7 @@ def _cache_sizes(model: PreTrainedModel) -> Iterator[list[int]]:
 
     def measure(module: torch.nn.Module, args: Any, output: Any) -> None:
         if not sizes:
-            sizes.append(cache_bytes(cache_of(output)))
+            sizes.append(entry_bytes(cache_of(output)))
 
     hook = model.register_forward_hook(measure)
     try:
