@@ -69,6 +69,8 @@ def divergence(rows: Rows) -> str:
     lines = [["cache", "budget", "KV bytes, share of full", "KL, nats", "equal next token"]]
     lines.append(["---"] * 5)
     for row in rows[1:]:
+        if row["budget"] not in (0.2, 0.1, 0.05):
+            continue
         share = row["kv_bytes"] / rows[0]["kv_bytes"]
         cells = [
             f"{row['budget']:.0%}",
@@ -80,11 +82,25 @@ def divergence(rows: Rows) -> str:
     return _markdown(lines)
 
 
+def difficulty(rows: Rows) -> str:
+    """Accuracy of the full cache by category; what random and streaming eviction keep at 20%."""
+    full = rows[0]["by_category"]
+    lines = [["", *full], ["---"] * (1 + len(full))]
+    lines.append(["full, accuracy", *(f"{part['accuracy']:.3f}" for part in full.values())])
+    for row in rows:
+        if row["method"] in ("random", "streaming") and row["budget"] == 0.2:
+            kept = (row["by_category"][name]["retention"] for name in full)
+            lines.append([f"`{row['method']}`, retention", *(f"{share:.2f}" for share in kept)])
+    lines.append(["answers", *(str(part["n"]) for part in full.values())])
+    return _markdown(lines)
+
+
 TABLES: dict[str, Callable[[Rows], str]] = {
     "retention": retention,
     "later": later,
     "categories": categories,
     "divergence": divergence,
+    "difficulty": difficulty,
 }
 
 

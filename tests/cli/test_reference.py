@@ -84,6 +84,13 @@ def test_files_of_others_are_left_alone(cli, tmp_path: Path) -> None:
     assert (tmp_path / "data.jsonl").read_text() == "years of work"
 
 
+def test_weights_that_are_not_there_are_said_in_a_line(cli, tmp_path: Path) -> None:
+    code, _, err = cli("reference", "build", str(tmp_path / "a"), "--weights", str(tmp_path))
+    assert code == 2
+    assert "no trained weights in" in err
+    assert not (tmp_path / "a").exists()
+
+
 def test_build_leaves_a_folder_of_other_files_alone(cli, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     code, _, err = cli("reference", "build", str(tmp_path))

@@ -54,8 +54,11 @@ def test_cuda_keeps_what_the_cpu_keeps(attention):
             )
         caches.append(cache)
     for ours, theirs in zip(caches[1].layers, caches[0].layers, strict=True):
-        torch.testing.assert_close(ours.keys.cpu(), theirs.keys, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(ours.values.cpu(), theirs.values, rtol=1e-5, atol=1e-6)
+        # Rotary angles are float32 on both. transformers' eager attention in float64 gives NaN
+        # at padding, which every device repeats.
+        close = {"rtol": 1e-5, "atol": 1e-5, "equal_nan": True}
+        torch.testing.assert_close(ours.keys.cpu(), theirs.keys, **close)
+        torch.testing.assert_close(ours.values.cpu(), theirs.values, **close)
 
 
 @pytest.mark.gpu

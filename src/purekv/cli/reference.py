@@ -22,16 +22,23 @@ app = typer.Typer(help="The embedded reference model and its questions.", no_arg
 @explains_errors
 def build(
     directory: Annotated[Path, typer.Argument(help="Where to write the checkpoint.")],
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of trained shards, such as training/second.", show_default="the package's"
+        ),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Assemble the reference model as a standard checkpoint directory."""
     from purekv.reference import build as build_checkpoint
+    from purekv.reference.model import WEIGHTS
 
     if not debug:
         quiet()
     with step("building the reference model") as progress:
-        build_checkpoint(directory, progress.say)
+        build_checkpoint(directory, progress.say, weights=weights or WEIGHTS)
     typer.echo(json.dumps({"directory": str(directory)}) if as_json else directory)
 
 

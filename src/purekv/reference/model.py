@@ -140,7 +140,9 @@ def trained_weights(folder: Path = WEIGHTS) -> dict[str, dict[str, np.ndarray]]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ReferenceModelError(
-            f"this install has no trained weights in {folder}: reinstall purekv from a release"
+            f"no trained weights in {folder}: name a folder of their .safetensors files"
+            if folder != WEIGHTS
+            else f"this install has no trained weights in {folder}: reinstall purekv from a release"
         )
     groups: dict[str, dict[str, np.ndarray]] = {"tower": {}, "lora": {}}
     for file in files:
