@@ -67,16 +67,19 @@ def tiny_processor() -> Qwen2_5_VLProcessor:
     )
 
 
-def tiny_model(seed: int = 0, num_hidden_layers: int = 3) -> Qwen2_5_VLForConditionalGeneration:
+def tiny_model(
+    seed: int = 0, num_hidden_layers: int = 3, heads: tuple[int, int] = (4, 2)
+) -> Qwen2_5_VLForConditionalGeneration:
+    """`heads`: of attention, and of keys and values; each is 16 wide."""
     ids = tiny_tokenizer().convert_tokens_to_ids
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": 320,
-            "hidden_size": 64,
+            "hidden_size": 16 * heads[0],
             "intermediate_size": 96,
             "num_hidden_layers": num_hidden_layers,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
+            "num_attention_heads": heads[0],
+            "num_key_value_heads": heads[1],
             "max_position_embeddings": 8192,
             "rope_parameters": {
                 "rope_type": "default",
@@ -92,7 +95,7 @@ def tiny_model(seed: int = 0, num_hidden_layers: int = 3) -> Qwen2_5_VLForCondit
             "hidden_size": 32,
             "intermediate_size": 48,
             "num_heads": 2,
-            "out_hidden_size": 64,
+            "out_hidden_size": 16 * heads[0],
             "patch_size": 8,
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,

@@ -29,6 +29,7 @@ from purekv.budget import keep_counts
 from purekv.cache import EvictingLayer, cache_bytes, is_compressed, make_evicting
 from purekv.config import PureKVConfig
 from purekv.errors import PureKVError
+from purekv.parallel import HeadShards
 from purekv.prefill import Prefill
 from purekv.ragged import RaggedLayer, settle
 from purekv.report import Report
@@ -77,6 +78,9 @@ class Run:
         self._signature = inspect.signature(self._multimodal.forward)
         _refuse_sliding_layers(self._language.config)
         self._num_layers: int = self._language.config.num_hidden_layers
+        num_heads = self._language.config.num_key_value_heads
+        self._shards = HeadShards.of(model, num_heads)
+        self._num_heads = num_heads // self._shards.size
         self._scorer = make_scorer(config.scorer, config.source_layers, self._num_layers)
         self._allocation = ALLOCATIONS[config.allocation]
         self._drop_layers = _drop_layers(config, self._scorer)
@@ -84,6 +88,11 @@ class Run:
         _check_dense_layers(config, self._num_layers)
         self._backend = Backend(self._language)
         refuse_ragged_flash(config.allocation, self._backend.name)
+        if self._allocation.ragged and self._shards.size > 1:
+            raise PureKVError(
+                f"allocation={config.allocation!r} lets heads compete, which lie on other ranks "
+                'under tensor parallelism; use allocation="uniform" or "pyramid"'
+            )
         self._vision = BatchedChunks(self._family.vision_tower(model))
         self._timer = PhaseTimer(model)
         self._name = f"{NAME_PREFIX}{id(self):x}"
@@ -177,10 +186,9 @@ class Run:
                     'pad on the left (processor.tokenizer.padding_side = "left")'
                 )
             quota = keep_counts(self.config.budget, layout)
-            heads = self._language.config.num_key_value_heads
             self._prefill = Prefill(
-                self.config, self._scorer, self._allocation, layout, quota, self._num_layers, heads,
-                self._drop_layers, self._active_layers,
+                self.config, self._scorer, self._allocation, layout, quota, self._num_layers,
+                self._num_heads, self._drop_layers, self._active_layers,
             )  # fmt: skip
             if self._prefill.patterns is not None and torch.is_grad_enabled():
                 raise PureKVError(
@@ -304,7 +312,7 @@ class Run:
             return attend(module, query, key, value, self._masks[place], **kwargs)
         prefill = self._prefill
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-        attended = Attended(module.layer_idx, query, key, value, scaling)
+        attended = Attended(module.layer_idx, query, key, value, scaling, self._shards)
         kind = "dense" if prefill is None else prefill.attention_of(module.layer_idx)
         output: tuple[Tensor, Tensor | None]
         if kind == "kept":
@@ -380,8 +388,8 @@ class Run:
             "computed_per_layer": prefill.computed,
             "prefill_per_layer": prefill.attention,
             "source_layers": prefill.scoring.source_layers,
-            "kv_bytes_full": prefill.kv_bytes_full,
-            "kv_bytes_kept": cache_bytes(self._cache),
+            "kv_bytes_full": prefill.kv_bytes_full * self._shards.size,
+            "kv_bytes_kept": cache_bytes(self._cache) * self._shards.size,
         }
         return output
 

@@ -70,7 +70,7 @@ class Prefill:
         layout: of the prompt, on the CPU.
         quota: visual entries that each (layer, KV head) keeps on average, per row.
         num_layers: of the model.
-        num_key_value_heads: of every layer.
+        num_key_value_heads: of every layer; this rank's, under tensor parallelism.
         drop_layers: behind which tokens are dropped, down to the quota behind the last one.
         active_layers: which evict before their attention.
 
@@ -171,7 +171,7 @@ class Prefill:
         scores = self.scoring.score(attended.for_scorers(layout, window, rotation))
         selection = self._stage.selector.select(layer_idx, scores)
         if layer_idx in self._drops:
-            self.drop(scores.mean(1), self._drops[layer_idx])
+            self.drop(attended.shards.mean(scores), self._drops[layer_idx])
         return selection
 
     def drop(self, scores: Tensor, quota: Sequence[int]) -> None:

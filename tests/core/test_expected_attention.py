@@ -82,7 +82,9 @@ def test_it_equals_dense_matrices_of_every_row(paddings, groups, positions, bloc
     position_ids = place.permute(2, 0, 1)
     rotation = Rotation(*rotary(key, position_ids), position_ids, rotary)
     window = observation_window(layout, "question")
-    inputs = LayerInputs(0, query.float(), key, value, SCALING, layout, window, rotation)
+    inputs = LayerInputs(
+        0, query.float(), key, value, SCALING, layout=layout, window=window, rotation=rotation
+    )
     score = ExpectedAttention(NUM_FUTURE, NUM_SINK).score(inputs, None)
     assert score.isfinite().all()
     for row, own in enumerate(is_token):

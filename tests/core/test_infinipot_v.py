@@ -37,7 +37,9 @@ def layer_inputs(name: str, layer_idx: int, groups: int = 2) -> LayerInputs:
     key, value = torch.randn(2, len(rows), 2, seq_len, 8, generator=generator)
     rotation = Rotation(*torch.zeros(3, 1, seq_len, 8), torch.nn.Identity())
     window = observation_window(layout, "question")
-    return LayerInputs(layer_idx, query, key, value, 0.3, layout, window, rotation)
+    return LayerInputs(
+        layer_idx, query, key, value, 0.3, layout=layout, window=window, rotation=rotation
+    )
 
 
 def novelty(key, grid):

@@ -28,7 +28,7 @@ def layer_inputs(shape: str, groups: int, seed: int = 0) -> LayerInputs:
     key += 0.5  # cosines to the mean of centred keys would be noise
     window = observation_window(layout, "question")
     no_turn = Rotation(*torch.zeros(3, 1, seq_len, 8), torch.nn.Identity())
-    return LayerInputs(1, query, key, value, 0.3, layout, window, no_turn)
+    return LayerInputs(1, query, key, value, 0.3, layout=layout, window=window, rotation=no_turn)
 
 
 def full_attention(layer: LayerInputs, row: int) -> torch.Tensor:

@@ -92,7 +92,7 @@ class SharedPrefill(Run):
                 self._configs,
                 self._prefill.layout,
                 self._num_layers,
-                self._language.config.num_key_value_heads,
+                self._num_heads,
                 self._rows_at_once,
             )
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from purekv.layout import Layout
+from purekv.parallel import WHOLE, HeadShards
 from purekv.rotation import Rotation
 from purekv.scoring.accumulated import accumulated_attention
 from purekv.window import Window, window_attention
@@ -26,12 +27,14 @@ class Attended:
     value: Tensor
     """[B, num_key_value_heads, S, D]."""
     scaling: float
+    shards: HeadShards = WHOLE
+    """Whose heads these are, under tensor parallelism."""
 
     def for_scorers(self, layout: Layout, window: Window, rotation: Rotation) -> "LayerInputs":
         return LayerInputs(**vars(self), layout=layout, window=window, rotation=rotation)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerInputs(Attended):
     """That, and what a scorer needs to know of its positions."""
 

@@ -42,7 +42,7 @@ class CLIE:
         return layer_idx < self.source_layers[0] or layer_idx in self.source_layers
 
     def observe(self, layer: LayerInputs) -> Tensor:
-        return layer.window_attention.mean((1, 2))[:, None]
+        return layer.shards.mean(layer.window_attention.mean(2))[:, None]
 
     def score(self, layer: LayerInputs, observed: Tensor | None) -> Tensor:
         assert observed is not None

@@ -27,7 +27,7 @@ class Random:
         raise NotImplementedError
 
     def score(self, layer: LayerInputs, observed: Tensor | None) -> Tensor:
-        heads, length = layer.value.shape[1:3]
+        heads, length = layer.value.shape[1] * layer.shards.size, layer.value.shape[2]
         is_token = layer.layout.is_token.cpu()
         score = torch.zeros(is_token.shape[0], heads, length)
         for row, (tokens, spans) in enumerate(zip(is_token, layer.layout.spans, strict=True)):
@@ -37,4 +37,4 @@ class Random:
             seed = int.from_bytes(sha256(key).digest()[:8], "big", signed=True)
             generator = torch.Generator().manual_seed(seed)
             score[row, :, tokens] = torch.rand(heads, count, generator=generator)
-        return score.to(layer.value.device)
+        return layer.shards.own(score).to(layer.value.device)

@@ -1,0 +1,40 @@
+"""Tensor parallelism on CPU processes: the same tokens, kept sets and reports as one process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import tiny_model
+
+WORKER = Path(__file__).with_name("worker.py")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("tiny")
+    tiny_model(heads=(8, 4)).save_pretrained(directory)
+    return directory
+
+
+def launch(ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+        str(ranks), *map(str, arguments),
+    ]  # fmt: skip
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_agree_with_one_process(checkpoint: Path, tmp_path: Path, ranks: int) -> None:
+    done = launch(ranks, WORKER, checkpoint, tmp_path / "found.json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert "other ranks" in found.pop("ada")
+    for name, same in found.items():
+        assert same["layers"] or name == "whole"
+        assert (same["tokens"], same["kept"], same["reports"]) == (True, True, True), name
