@@ -4,6 +4,7 @@ import pytest
 
 from purekv import PureKVError
 from purekv.evals import make_configs, make_methods, method_name
+from tests.tiny import tiny_processor
 
 
 def shown(methods):
@@ -27,8 +28,9 @@ def test_frames_are_listed_once():
     assert shown(make_methods(["frames", "clie", "frames"], [0.5, 1.0, 0.5])) == [
         ("frames", None, 0.5), ("clie", "post", 0.5)
     ]  # fmt: skip
-    (method,) = make_methods(["frames"], [0.5], multiple_of=32)
-    assert method.multiple_of == 32
+    (method,) = make_methods(["frames"], [0.5])
+    assert method.multiple_of == 28
+    assert method.for_processor(tiny_processor()).multiple_of == 16
 
 
 def test_frames_name_the_budget_that_is_no_share():

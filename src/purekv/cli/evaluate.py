@@ -75,6 +75,7 @@ def evaluate(
     from purekv.cli.quiet import quiet
     from purekv.evals import evaluate as ask
     from purekv.evals import make_methods, summarise
+    from purekv.evals.frames import FewerFrames
     from purekv.evals.plots import require_matplotlib, write_plots
     from purekv.evals.speed import measure_speed
     from purekv.evals.store import Store
@@ -111,6 +112,10 @@ def evaluate(
     checkpoint = find_checkpoint(model)
     check_layers(checkpoint, [config for config in configs if isinstance(config, PureKVConfig)])
     processor = checkpoint.processor()
+    configs = [
+        config.for_processor(processor) if isinstance(config, FewerFrames) else config
+        for config in configs
+    ]
     with step("loading the model"):
         loaded = checkpoint.model(device=device, dtype=dtype)
 

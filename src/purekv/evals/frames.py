@@ -1,11 +1,12 @@
 """The simplest thing a user can do instead: show the model less, and compress nothing."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from PIL.Image import Image, fromarray
+from transformers import ProcessorMixin
 
 from purekv.budget import visual_budget
 from purekv.errors import PureKVError
@@ -43,6 +44,14 @@ class FewerFrames:
 
     def to_dict(self) -> dict[str, Any]:
         return {"method": NAME, **asdict(self)}
+
+    def for_processor(self, processor: ProcessorMixin) -> "FewerFrames":
+        """The same for media that this processor will read."""
+        images = getattr(processor, "image_processor", None)
+        patch, merge = getattr(images, "patch_size", None), getattr(images, "merge_size", None)
+        if isinstance(patch, int) and isinstance(merge, int):
+            return replace(self, multiple_of=patch * merge)
+        return self
 
     def thin(self, media: Media) -> Media:
         return Media(

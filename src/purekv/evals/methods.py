@@ -104,20 +104,14 @@ def _lacks(settings: dict[str, Any]) -> bool:
 def make_methods(
     methods: Sequence[str],
     budgets: Sequence[float | int],
-    *,
-    multiple_of: int = 28,
     **settings: Any,
 ) -> list[Method]:
-    """As `make_configs`, which it calls, and the methods that are no compression of a cache.
-
-    Args:
-        multiple_of: see `FewerFrames`.
-    """
+    """As `make_configs`, which it calls, and the methods that are no compression of a cache."""
     made: list[Method] = []
     for name in methods:
         if name == FRAMES:
             shares = [budget for budget in budgets if budget != 1.0]
-            made += [FewerFrames(budget, multiple_of=multiple_of) for budget in shares]
+            made += [FewerFrames(budget) for budget in shares]
         else:
             made += make_configs([name], budgets, **settings)
     return list(dict.fromkeys(made))
