@@ -38,3 +38,20 @@ def test_ranks_agree_with_one_process(checkpoint: Path, tmp_path: Path, ranks: i
     for name, same in found.items():
         assert same["layers"] or name == "whole"
         assert (same["tokens"], same["kept"], same["reports"]) == (True, True, True), name
+
+
+def test_the_benchmark_runs_on_two_ranks(tmp_path: Path) -> None:
+    script = WORKER.parents[2] / "benchmarks" / "tensor_parallel.py"
+    done = launch(
+        2, script, "--shapes", "tiny", "--layers", "3", "--tokens", "256", "--modes", "post",
+        "--device", "cpu", "--dtype", "float32", "--repeats", "1", "--steps", "1", "--out",
+        tmp_path / "two.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads((tmp_path / "two.json").read_text())["rows"]
+    assert [(row["what"], row["evict"], row["gpus"]) for row in rows] == [
+        ("lm_prefill", None, 2), ("decode", None, 2), ("lm_prefill", "post", 2),
+        ("decode", "post", 2),
+    ]  # fmt: skip
+    assert rows[2]["kv_bytes"] < rows[0]["kv_bytes"] / 2
+    assert rows[0]["collective_ms"] == 0 < rows[2]["collective_ms"]

@@ -38,6 +38,27 @@ SHAPES: dict[str, dict[str, Any]] = {
             "fullatt_block_indexes": [7, 15, 23, 31],
         },
     },
+    "qwen2.5-vl-72b": {
+        "text_config": {
+            "vocab_size": 152064,
+            "hidden_size": 8192,
+            "intermediate_size": 29568,
+            "num_hidden_layers": 80,
+            "num_attention_heads": 64,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 131072,
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {**_ROPE, "mrope_section": [16, 24, 24]},
+        },
+        "vision_config": {
+            "depth": 32,
+            "hidden_size": 1280,
+            "intermediate_size": 3456,
+            "num_heads": 16,
+            "out_hidden_size": 8192,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+        },
+    },
     "tiny": {
         "text_config": {
             "vocab_size": 512,
