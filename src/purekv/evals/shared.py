@@ -59,6 +59,11 @@ class SharedPrefill(Run):
         self, configs: Sequence[PureKVConfig], model: PreTrainedModel, rows_at_once: int = 32
     ) -> None:
         super().__init__(PureKVConfig(budget=1.0), model)
+        if self._slides:
+            raise PureKVError(
+                "models with sliding-window layers cannot be evaluated from one shared prefill, as "
+                "their caches cannot go back; compare runs of PureKV(config)(model)"
+            )
         for config in configs:
             refuse_ragged_flash(config.allocation, self._backend.name)
         self._configs = list(configs)
@@ -124,6 +129,7 @@ class SharedPrefill(Run):
                 **kwargs,
                 "inputs_embeds": embeds[:, -1 - length :].repeat(copies, 1, 1),
                 CACHE: cache,
+                **dict.fromkeys(set(self._family.full_length_arguments) & set(kwargs)),
             }
             if position_ids is not None:  # [B, S], or [3 or 4, B, S] for M-RoPE
                 newest = position_ids[..., -1 - length :]

@@ -4,9 +4,12 @@ from typing import Any
 
 from purekv.errors import PureKVError
 from purekv.families.base import Family, Placeholder
+from purekv.families.glm4v import Glm4V
 from purekv.families.qwen2_5_vl import Qwen25VL
+from purekv.families.qwen2_vl import Qwen2VL
+from purekv.families.qwen3_vl import Qwen3VL
 
-_FAMILIES: tuple[Family, ...] = (Qwen25VL(),)
+_FAMILIES: tuple[Family, ...] = (Qwen2VL(), Qwen25VL(), Qwen3VL(), Glm4V())
 
 FAMILIES: dict[str, Family] = {name: family for family in _FAMILIES for name in family.model_types}
 
