@@ -367,6 +367,8 @@ class Run:
         if self._prefill is not None:
             assert self._cache is not None
             layer = self._cache.layers[module.layer_idx]
+            # A window of the prompt is a view, which would keep all of the prompt allocated.
+            layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
             self._prefill.kv_bytes_full += layer.keys.nbytes + layer.values.nbytes
             self._prefill.computed.append(query.shape[2])
             self._prefill.attention.append("sliding")

@@ -21,8 +21,8 @@ class GridFamily(Family):
         return {"image": config.image_token_id, "video": config.video_token_id}
 
     def tokens_of(self, config: Any, ids: Tensor) -> dict[str, Tensor]:
-        """bool [B, S] of each modality."""
-        return {name: ids == token for name, token in self.visual_token_ids(config).items()}
+        """bool [B, S] of images and of videos."""
+        return {"image": ids == config.image_token_id, "video": ids == config.video_token_id}
 
     def placeholders(self, config: Any, inputs: Mapping[str, Any]) -> list[Placeholder]:
         merge = config.vision_config.spatial_merge_size
