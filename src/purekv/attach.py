@@ -43,7 +43,7 @@ from purekv.ragged import RaggedLayer, settle
 from purekv.report import Report
 from purekv.rotation import Rotation
 from purekv.scope import prompt_layout
-from purekv.scoring import Attended, make_scorer
+from purekv.scoring import UNROTATING, Attended, make_scorer
 from purekv.scoring.clie import default_source_layers
 from purekv.scoring.frame_difference import FrameDifference
 from purekv.selection import RaggedSelection, Selection
@@ -89,8 +89,16 @@ class Run:
         self._num_layers: int = self._language.config.num_hidden_layers
         self._layers = global_layers(self._language.config)
         self._slides = len(self._layers) < self._num_layers
+        self._stock_masks = self._slides or self._family.stock_masks
         if self._slides:
-            _refuse_for_sliding_layers(config)
+            _refuse(config, _WITH_SLIDING_LAYERS, "models with sliding-window layers")
+        if self._stock_masks:
+            _refuse(config, _WITH_STOCK_MASKS, "models whose masks may not be causal")
+        if config.scorer in UNROTATING and not self._family.half_rotation:
+            raise PureKVError(
+                f"scorer={config.scorer!r} undoes the rotary embedding, and how "
+                f"{type(model).__name__} rotates is not known; use another scorer"
+            )
         sources = _source_layers(config, self._layers, self._num_layers)
         self._scorer = make_scorer(config.scorer, sources, self._num_layers)
         self._allocation = ALLOCATIONS[config.allocation]
@@ -124,7 +132,7 @@ class Run:
         if self._language.config._attn_implementation != self._backend.name:
             raise PureKVError("this model is inside another PureKV block; leave that one first")
         ALL_ATTENTION_FUNCTIONS[self._name] = self._attend
-        if self._slides:
+        if self._stock_masks:
             masks_like(self._backend.name, self._name)
         self._language.config._attn_implementation = self._name
         self._vision.__enter__()
@@ -157,7 +165,7 @@ class Run:
         self._vision.__exit__(None, None, None)
         self._language.config._attn_implementation = self._backend.name
         del ALL_ATTENTION_FUNCTIONS[self._name]
-        if self._slides:
+        if self._stock_masks:
             no_masks(self._name)
         self._forget()
 
@@ -184,7 +192,7 @@ class Run:
             cache = cache_in(kwargs)
         if cache is not None and cache.get_seq_length() > 0:
             self._check_continuation(cache, inputs)
-            own_masks(cache, self._slides)
+            own_masks(cache, self._stock_masks)
             return
         self._report = None
         if inputs.get("use_cache") is not False:
@@ -239,7 +247,7 @@ class Run:
         if self._prefill is not None and isinstance(self._scorer, FrameDifference):
             self._drop_before_layers(self._prefill, kwargs)
             embeds, attention_mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
-        if self._slides:  # the model makes its own masks, and a dict of them
+        if self._stock_masks:  # the model makes its own masks, and a dict of them
             attention_mask = self._attention_mask
         elif not self._continuing and self._needs_mask():
             positions = _text_positions(kwargs.get("position_ids")) if cache is None else None
@@ -351,7 +359,7 @@ class Run:
             assert prefill.patterns is not None
             output = sparse_attention(query, key, value, scaling, prefill.patterns), None
         else:
-            if not self._slides:
+            if not self._stock_masks:
                 mask = None if self._mask is None else self._mask.to(query.device)
             output = self._backend.forward(module, query, key, value, mask, **kwargs)
         if prefill is not None:
@@ -412,10 +420,10 @@ class Run:
     ) -> Any:
         prefill, self._prefill = self._prefill, None
         self._mask = None
-        if self._slides and self._cache is not None:
-            own_masks(self._cache, False)
         self._masks.clear()
         if prefill is None:
+            if self._stock_masks and self._cache is not None:
+                own_masks(self._cache, False)
             return output
         assert self._cache is not None
         if len(prefill.computed) < self._num_layers:
@@ -428,6 +436,7 @@ class Run:
         settle(layers)
         if prefill.tail is not None:
             self._rerun_tail(module, kwargs, prefill.tail, output)
+        own_masks(self._cache, False)
         for layer in layers:
             layer.prompt_entries = layer.physical_length
             layer.trailing_text = prefill.layout.trailing_text
@@ -484,6 +493,7 @@ class Run:
     def _make_evicting(self, cache: Cache) -> None:
         layer_class = RaggedLayer if self._allocation.ragged else EvictingLayer
         make_evicting(cache, self._num_layers, layer_class, self._layers)
+        own_masks(cache, self._stock_masks)
 
     def _check_continuation(self, cache: Cache, inputs: dict[str, Any]) -> None:
         if not is_compressed(cache):
@@ -494,8 +504,8 @@ class Run:
             inputs.get(name) is not None for name in self._family.pixel_arguments
         )
         ids = inputs.get("input_ids")
-        if not pixels and ids is not None and ids.shape[1] > 1:
-            tokens = list(self._family.visual_token_ids(self._model.config).values())
+        tokens = list(self._family.visual_token_ids(self._model.config).values())
+        if not pixels and tokens and ids is not None and ids.shape[1] > 1:
             pixels = bool(torch.isin(ids, torch.tensor(tokens, device=ids.device)).any())
         if pixels:
             raise PureKVError(
@@ -554,7 +564,10 @@ def global_layers(config: Any) -> tuple[int, ...]:
     Raises:
         PureKVError: there are none, or layers that neither see everything nor a sliding window.
     """
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:  # as transformers' caches read it
+        slides = getattr(config, "sliding_window", None) is not None
+        kinds = ["sliding_attention" if slides else "full_attention"] * config.num_hidden_layers
     others = set(kinds) - {"full_attention", "sliding_attention"}
     found = tuple(idx for idx, kind in enumerate(kinds) if kind == "full_attention")
     if others or not found:
@@ -565,13 +578,18 @@ def global_layers(config: Any) -> tuple[int, ...]:
     return found
 
 
-def _refuse_for_sliding_layers(config: PureKVConfig) -> None:
-    for name, allowed in (("evict", "post"), ("first_token", "exact"), ("prefill", "dense")):
-        value = getattr(config, name)
-        if value != allowed:
+# What such models do not take otherwise: a sliding cache cannot go back, and what is attended to
+# without the model's mask would be so causally.
+_WITH_SLIDING_LAYERS = {"evict": "post", "first_token": "exact", "prefill": "dense"}
+_WITH_STOCK_MASKS = {"evict": "post", "prefill": "dense"}
+
+
+def _refuse(config: PureKVConfig, allowed: dict[str, str], models: str) -> None:
+    for name, value in allowed.items():
+        if getattr(config, name) != value:
             raise PureKVError(
-                f"{name}={value!r} is not available for models with sliding-window layers, whose "
-                f"caches cannot go back; use {name}={allowed!r}"
+                f"{name}={getattr(config, name)!r} is not available for {models}; use "
+                f"{name}={value!r}"
             )
 
 

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from purekv import PureKV, PureKVConfig, SpatioTemporalConfig
+from purekv import PureKV, PureKVConfig, PureKVError, SpatioTemporalConfig
+from purekv.attention.pattern import row_patterns
 from purekv.families import FAMILIES, Family
 from purekv.layout import Layout
-from tests.families.zoo import AUDIO, IMAGE, SHOWS, VIDEO, ZOO
+from tests.families.zoo import AUDIO, CLOSE, END, IMAGE, MARK, SHOWS, START, VIDEO, ZOO
 
 STEPS = 4
 GREEDY = {"max_new_tokens": STEPS, "do_sample": False}
@@ -24,6 +25,8 @@ CASES = [
     if shows not in zoo.without and set(items) <= set(zoo.items)
     for attention in ("sdpa", "eager")
 ]
+RARE = ("images", "audio")
+"""What is shown with eager attention and a sparse prefill only where time does not matter."""
 
 
 @cache
@@ -93,3 +96,77 @@ def test_a_whole_budget_changes_nothing(name, shows, attention, batch):
     for step, other in zip(ours.logits, bare.logits, strict=True):
         torch.testing.assert_close(step, other, rtol=0, atol=0)
     assert run.report.compression == 1.0
+
+
+MODES = [
+    {"first_token": "compressed"},
+    {"evict": "active", "first_token": "compressed"},
+    {"evict": "drop", "source_layers": (1,), "first_token": "compressed"},
+    {"allocation": "ada"},
+    {"allocation": "pyramid"},
+]
+
+
+def richest(name: str) -> str:
+    """The fullest prompt that the family takes."""
+    zoo = ZOO[name]
+    fits = [s for s in SHOWS if s not in zoo.without and set(SHOWS[s]) <= set(zoo.items)]
+    return fits[-1]
+
+
+@pytest.mark.parametrize("settings", MODES, ids=str)
+@pytest.mark.parametrize("name", ZOO)
+def test_other_modes(name, settings):
+    """A padded row equals the row alone, in all that a family does not refuse."""
+    zoo, model, shows = ZOO[name], model_of(name, "sdpa"), richest(name)
+    config = PureKVConfig(budget=0.3, **settings)
+    if name == "gemma3" and "allocation" not in settings:
+        with pytest.raises(PureKVError, match="sliding-window"):
+            PureKV(config)(model)
+        return
+    with PureKV(config)(model) as run:
+        together = model.generate(**zoo.prompt(shows, [0, 1, 2]), **LOGITS)
+        assert run.report.kv_bytes_kept < run.report.kv_bytes_full
+        alone = [model.generate(**zoo.prompt(shows, [row]), **LOGITS) for row in range(3)]
+    for row, answer in enumerate(alone):
+        for step, other in zip(answer.logits, together.logits, strict=True):
+            torch.testing.assert_close(step[0], other[row], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_further_turn(name):
+    """Ids alone, on the cache that the pixels left; half an answer goes on like the whole."""
+    zoo, model = ZOO[name], model_of(name, "sdpa")
+    inputs = zoo.prompt(richest(name), [1])
+    steps = {"do_sample": False, "return_dict_in_generate": True}
+    with PureKV(PureKVConfig(budget=0.3))(model):
+        whole = model.generate(**inputs, **steps, max_new_tokens=8)
+        half = model.generate(**inputs, **steps, max_new_tokens=4)
+        rest = model.generate(
+            input_ids=half.sequences, past_key_values=half.past_key_values, **steps,
+            max_new_tokens=4,
+        )  # fmt: skip
+    assert torch.equal(rest.sequences, whole.sequences)
+
+
+def test_sound_woven_into_a_video():
+    """Frames and sound take turns; the frames are one video all the same."""
+    zoo, model = ZOO["qwen2_5_omni_thinker"], model_of("qwen2_5_omni_thinker", "sdpa")
+    inputs = zoo.prompt("audio", [0])
+    ids = inputs["input_ids"][0].tolist()
+    sounds, frames = ids.count(AUDIO), ids.count(VIDEO)
+    assert (sounds, frames) == (10, 12)
+    woven = [VIDEO] * 8 + [AUDIO] * 6 + [VIDEO] * 4 + [AUDIO] * 4
+    inputs["input_ids"] = torch.tensor([[1, 2, 3, START, MARK, *woven, CLOSE, END, 4, 5, 6]])
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    inputs["video_second_per_grid"] = torch.tensor([2.0])  # two seconds a chunk: frames of four
+    layout = FAMILIES["qwen2_5_omni_thinker"].layout(model.config, inputs)
+    found = [(span.modality, span.grid, span.continues) for span in layout.spans[0]]
+    assert found == [
+        ("video", (2, 2, 2), False),
+        ("audio", (1, 1, 6), False),
+        ("video", (1, 2, 2), True),
+        ("audio", (1, 1, 4), False),
+    ]
+    patterns = row_patterns(layout, tile=1, anchor_frames=1, min_tokens=0)
+    assert [len(clip.starts) for clip in patterns[0].clips] == [2]

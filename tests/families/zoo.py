@@ -299,6 +299,8 @@ def smolvlm_video(random: torch.Generator, size: int) -> Item:
 
 def by_rows(rows: list[list[dict[str, Tensor]]]) -> dict[str, Tensor]:
     """[B, most images, 3, H, W], rows with fewer filled with zeros."""
+    if not any(rows):
+        return {}
     return {
         "pixel_values": torch.nn.utils.rnn.pad_sequence(
             [torch.cat([item["pixel_values"] for item in row]) for row in rows], batch_first=True
@@ -444,6 +446,62 @@ def video_llama_3_items() -> dict[str, Any]:
     return {modality: merged(modality) for modality in items}
 
 
+# Language models, and models that no family names.
+
+
+def language_model() -> dict[str, Any]:
+    return text_config()
+
+
+def gemma3_text() -> dict[str, Any]:
+    return gemma3()["text_config"]
+
+
+def llava_1_5() -> dict[str, Any]:
+    return {
+        "text_config": {"model_type": "llama", **text_config()},
+        "vision_config": tower(model_type="clip_vision_model", projection_dim=16),
+        "image_token_index": IMAGE,
+        "vision_feature_layer": -1,
+    }
+
+
+def paligemma() -> dict[str, Any]:
+    return {
+        "text_config": {"model_type": "gemma", **text_config()},
+        "vision_config": tower(model_type="siglip_vision_model", vision_use_head=False),
+        "image_token_index": IMAGE,
+        "projection_dim": 32,
+        "hidden_size": 32,
+    }
+
+
+def whole_image(random: torch.Generator, size: int) -> Item:
+    return [IMAGE] * 16, {"pixel_values": tiles(random, 1)}
+
+
+def no_types(inputs: dict[str, Tensor]) -> None:
+    inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+
+
+TEXT = {
+    zoo.model_type: zoo
+    for zoo in [
+        Zoo("llama", language_model, {}),
+        Zoo("mistral", lambda: text_config(sliding_window=None), {}),
+        Zoo("qwen2", language_model, {}),
+        Zoo("qwen3", language_model, {}),
+        Zoo("gemma3_text", gemma3_text, {}),
+    ]
+}
+UNKNOWN = {
+    zoo.model_type: zoo
+    for zoo in [
+        Zoo("llava", llava_1_5, {"image": whole_image}),
+        Zoo("paligemma", paligemma, {"image": whole_image}, finish=no_types),
+        Zoo("granite", language_model, {}),
+    ]
+}
 ZOO = {
     zoo.model_type: zoo
     for zoo in [

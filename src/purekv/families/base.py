@@ -50,6 +50,10 @@ class Family:
     """Forward arguments that carry pixels or sound."""
     packed_tower: bool = False
     """Whether the vision tower runs all pixels as one sequence with `cu_seqlens`."""
+    stock_masks: bool = False
+    """Whether a prompt's mask has to be the one that the model makes; else it is causal."""
+    half_rotation: bool = True
+    """Whether the rotary embedding turns the halves of a head against each other."""
     full_length_arguments: tuple[str, ...] = ()
     """Arguments of the decoder that belong to the visual tokens of a whole prompt; left out where
     only text runs."""

@@ -11,7 +11,11 @@ class Glm4V(GridFamily):
     name = "GLM-4.1V"
     model_types = ("glm4v",)
     checkpoints = ("zai-org/GLM-4.1V-9B-Thinking",)
-    limits = "images or videos, not both in one prompt (transformers confuses them)"
+    limits = (
+        "images or videos, not both in one prompt (transformers confuses them); no scorer "
+        "expected_attention"
+    )
+    half_rotation = False
 
     def visual_token_ids(self, config: Any) -> dict[str, int]:
         return {"image": config.image_token_id}
