@@ -25,8 +25,21 @@ CASES = [
     if shows not in zoo.without and set(items) <= set(zoo.items)
     for attention in ("sdpa", "eager")
 ]
-RARE = ("images", "audio")
-"""What is shown with eager attention and a sparse prefill only where time does not matter."""
+MATRIX = [
+    pytest.param(
+        *case.values, scorer, prefill, id=f"{case.id}-{scorer}-{prefill}",
+        # The rarest combinations: they run with -m slow.
+        marks=[pytest.mark.slow] if rare else [],
+    )
+    for case in CASES
+    for scorer in ("clie", "snapkv")
+    for prefill in ("dense", "spatiotemporal")
+    for rare in [
+        case.values[2] == "eager"
+        and (case.values[1] not in ("mixed", "video") or (scorer == "snapkv") == (prefill == "dense"))
+    ]
+    if prefill == "dense" or FAMILIES[case.values[0]].sparse
+]  # fmt: skip
 
 
 @cache
@@ -36,14 +49,10 @@ def model_of(name: str, attention: str) -> Any:
     return ZOO[name].model(attention)
 
 
-@pytest.mark.parametrize("prefill", ["dense", "spatiotemporal"])
-@pytest.mark.parametrize("scorer", ["clie", "snapkv"])
-@pytest.mark.parametrize(("name", "shows", "attention"), CASES)
+@pytest.mark.parametrize(("name", "shows", "attention", "scorer", "prefill"), MATRIX)
 def test_matrix(name, shows, attention, scorer, prefill):
     """A row alone (batch 1) and in a padded batch of 3 answer the same; bytes fall."""
     zoo, model = ZOO[name], model_of(name, attention)
-    if prefill != "dense" and not FAMILIES[name].sparse:
-        pytest.skip("no frames to be sparse about")
     config = PureKVConfig(budget=0.3, scorer=scorer, prefill=prefill, spatiotemporal=SMALL)
     with PureKV(config)(model) as run:
         together = model.generate(**zoo.prompt(shows, [0, 1, 2]), **LOGITS)

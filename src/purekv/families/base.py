@@ -44,6 +44,8 @@ class Family:
     """Attention implementations that it can run on."""
     sparse: bool = True
     """Whether the frames of its videos are found, which `prefill="spatiotemporal"` needs."""
+    tested_on: tuple[str, ...] = ("tiny random models: image, images, video, mixed; sdpa, eager",)
+    """What runs in our tests, for documentation; `tests/families` compares."""
     limits: str = ""
     """What does not work, for documentation."""
     pixel_arguments: tuple[str, ...] = ("pixel_values", "pixel_values_videos")

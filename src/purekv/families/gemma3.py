@@ -12,6 +12,7 @@ class Gemma3(TileFamily):
     modalities = ("image",)
     attention = ("sdpa", "eager")
     sparse = False
+    tested_on = ("tiny random models: image, images; sdpa, eager",)
     limits = (
         "sliding-window layers keep the model's own cache: no eviction before attention, no "
         "dropping, no first token on the compressed cache"

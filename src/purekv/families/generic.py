@@ -23,6 +23,10 @@ class Generic(Family):
 
     name = "any other"
     sparse = False
+    tested_on: tuple[str, ...] = (
+        "tiny random LLaVA 1.5, PaliGemma: image; sdpa, eager",
+        "Granite: text; sdpa",
+    )
     stock_masks = True
     half_rotation = False
     limits = (

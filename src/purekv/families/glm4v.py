@@ -16,6 +16,7 @@ class Glm4V(GridFamily):
         "expected_attention"
     )
     half_rotation = False
+    tested_on = ("tiny random models: image, images, video; sdpa, eager",)
 
     def visual_token_ids(self, config: Any) -> dict[str, int]:
         return {"image": config.image_token_id}

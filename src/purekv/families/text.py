@@ -10,6 +10,7 @@ class Text(Generic):
     model_types = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
     checkpoints = ("meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen3-8B")
     modalities = ("text",)
+    tested_on = ("tiny random models: text; sdpa",)
     stock_masks = False
     half_rotation = True
     limits = 'scope="prompt" only'
