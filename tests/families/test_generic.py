@@ -12,7 +12,7 @@ from purekv import PureKV, PureKVConfig, PureKVError, families
 from purekv.families import FAMILIES, GENERIC
 from tests.families.zoo import UNKNOWN, ZOO, text_config
 
-STEPS = 4
+STEPS = 3
 LOGITS = {
     "max_new_tokens": STEPS,
     "do_sample": False,

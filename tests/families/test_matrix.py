@@ -12,7 +12,7 @@ from purekv.families import FAMILIES, Family
 from purekv.layout import Layout
 from tests.families.zoo import AUDIO, CLOSE, END, IMAGE, MARK, SHOWS, START, VIDEO, ZOO
 
-STEPS = 4
+STEPS = 3
 GREEDY = {"max_new_tokens": STEPS, "do_sample": False}
 LOGITS = {**GREEDY, "output_logits": True, "return_dict_in_generate": True}
 PLACEHOLDERS = torch.tensor([IMAGE, VIDEO, AUDIO])
@@ -25,21 +25,27 @@ CASES = [
     if shows not in zoo.without and set(items) <= set(zoo.items)
     for attention in ("sdpa", "eager")
 ]
+
+
+def is_rare(shows: str, attention: str, scorer: str, prefill: str) -> bool:
+    """Combinations that run with -m slow only."""
+    often = shows in ("video", "mixed") and (scorer == "clie") == (prefill == "dense")
+    return attention == "eager" and not often
+
+
 MATRIX = [
     pytest.param(
-        *case.values, scorer, prefill, id=f"{case.id}-{scorer}-{prefill}",
-        # The rarest combinations: they run with -m slow.
-        marks=[pytest.mark.slow] if rare else [],
+        *case.values,
+        scorer,
+        prefill,
+        id=f"{case.id}-{scorer}-{prefill}",
+        marks=[pytest.mark.slow] * is_rare(*case.values[1:], scorer, prefill),
     )
     for case in CASES
     for scorer in ("clie", "snapkv")
     for prefill in ("dense", "spatiotemporal")
-    for rare in [
-        case.values[2] == "eager"
-        and (case.values[1] not in ("mixed", "video") or (scorer == "snapkv") == (prefill == "dense"))
-    ]
     if prefill == "dense" or FAMILIES[case.values[0]].sparse
-]  # fmt: skip
+]
 
 
 @cache
@@ -94,8 +100,17 @@ def test_layouts_are_the_same_before_and_within_generate(monkeypatch, name, show
             assert sum(frames) == SHOWS[shows].count("video") * zoo.frames[row % 2]
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize(("name", "shows", "attention"), CASES)
+WHOLE = [
+    pytest.param(*case.values, batch, id=f"{case.id}-{batch}", marks=[pytest.mark.slow] * rare)
+    for case in CASES
+    for batch in (1, 3)
+    for rare in [
+        case.values[2] == "eager" and (batch == 1 or case.values[1] in ("image", "images"))
+    ]
+]
+
+
+@pytest.mark.parametrize(("name", "shows", "attention", "batch"), WHOLE)
 def test_a_whole_budget_changes_nothing(name, shows, attention, batch):
     model, inputs = model_of(name, attention), ZOO[name].prompt(shows, list(range(batch)))
     bare = model.generate(**inputs, **LOGITS)

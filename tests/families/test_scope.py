@@ -8,7 +8,7 @@ from purekv.scope import SINKS, WINDOW
 from tests.core.twin import recorded_selections
 from tests.families.zoo import TEXT, UNKNOWN, ZOO
 
-STEPS = 4
+STEPS = 3
 GREEDY = {"max_new_tokens": STEPS, "do_sample": False}
 LOGITS = {**GREEDY, "output_logits": True, "return_dict_in_generate": True}
 PROMPT = PureKVConfig(budget=0.3, scope="prompt")
