@@ -10,6 +10,7 @@ from purekv import PureKV, PureKVConfig, PureKVError, SpatioTemporalConfig
 from purekv.attention.pattern import row_patterns
 from purekv.families import FAMILIES, Family
 from purekv.layout import Layout
+from tests.core.twin import recorded_selections, twin_attention
 from tests.families.zoo import AUDIO, CLOSE, END, IMAGE, MARK, SHOWS, START, VIDEO, ZOO
 
 STEPS = 3
@@ -155,6 +156,23 @@ def test_other_modes(name, settings):
     for row, answer in enumerate(alone):
         for step, other in zip(answer.logits, together.logits, strict=True):
             torch.testing.assert_close(step[0], other[row], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("first_token", ["exact", "compressed"])
+@pytest.mark.parametrize("name", [name for name in ZOO if name != "gemma3"])
+def test_answers_equal_a_masked_full_cache(monkeypatch, name, first_token):
+    """What was forgotten is as if it could not be seen, and nothing else is."""
+    zoo, model = ZOO[name], model_of(name, "sdpa")
+    inputs = zoo.prompt("video" if "mixed" in zoo.without else "mixed", [0, 1, 2])
+    config = PureKVConfig(budget=0.3, first_token=first_token)
+    with recorded_selections(monkeypatch) as kept, PureKV(config)(model):
+        ours = model.generate(**inputs, **LOGITS)
+    with twin_attention(model, inputs, kept, first_token):
+        twin = model.generate(**inputs, **LOGITS)
+    full = model.generate(**inputs, **LOGITS)
+    for step, other in zip(ours.logits, twin.logits, strict=True):
+        torch.testing.assert_close(step, other, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(ours.logits[-1], full.logits[-1], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ZOO)
