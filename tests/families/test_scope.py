@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from purekv import PureKV, PureKVConfig, PureKVError
+from purekv.evals import SharedPrefill
 from purekv.scope import SINKS, WINDOW
 from tests.core.twin import recorded_selections
 from tests.families.zoo import TEXT, UNKNOWN, ZOO
@@ -118,3 +119,10 @@ def test_a_short_prompt_is_left_as_it_is():
 def test_frames_cannot_score_text():
     with pytest.raises(PureKVError, match='scope="visual"'):
         PureKVConfig(scope="prompt", evict="drop", scorer="frame_difference")
+
+
+def test_an_evaluation_knows_visual_tokens_only():
+    with pytest.raises(PureKVError, match='scope="visual"'):
+        SharedPrefill([PROMPT], ZOO["qwen2_vl"].model())
+    with pytest.raises(PureKVError, match="sliding-window"):
+        SharedPrefill([PureKVConfig()], ZOO["gemma3"].model())

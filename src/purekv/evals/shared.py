@@ -66,6 +66,12 @@ class SharedPrefill(Run):
             )
         for config in configs:
             refuse_ragged_flash(config.allocation, self._backend.name)
+        for config in configs:
+            if config.scope != "visual":
+                raise PureKVError(
+                    f"scope={config.scope!r} cannot be evaluated from one shared prefill; use "
+                    'scope="visual", or compare runs of PureKV(config)(model)'
+                )
         self._configs = list(configs)
         self._rows_at_once = rows_at_once
         self._branches: _Branches | None = None
