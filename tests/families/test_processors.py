@@ -34,15 +34,18 @@ def tokenizer(**special: str) -> PreTrainedTokenizerFast:
     )
 
 
-def layout_of(name: str, processor: Any, text: str, image: bool, **config: Any) -> list[tuple]:
+def layout_of(
+    name: str, processor: Any, text: str, image: bool, nested: bool = False, **config: Any
+) -> list[tuple]:
     """Spans of a prompt with an image of 16 x 32 pixels, if any, and six frames of 16 x 16."""
     random = np.random.default_rng(0)
     frames = torch.from_numpy(random.integers(0, 256, (6, 3, 16, 16), dtype=np.uint8))
     metadata = VideoMetadata(6, fps=1.0, duration=6.0, frames_indices=list(range(6)))
     pictures = [random.integers(0, 256, (16, 32, 3), dtype=np.uint8)] if image else None
     inputs = processor(
-        text=[text], images=pictures, videos=[frames], return_tensors="pt",
-        videos_kwargs={"video_metadata": [metadata], "do_sample_frames": False},
+        text=[text], images=pictures, videos=[[frames]] if nested else [frames], return_tensors="pt",
+        videos_kwargs={
+            "video_metadata": [[metadata]] if nested else [metadata], "do_sample_frames": False},
     )  # fmt: skip
     made = AutoConfig.for_model(name, **{**ZOO[name].config(), **config})
     made.image_token_id = processor.image_token_id
@@ -144,7 +147,7 @@ def test_smolvlm(monkeypatch, image):
         ),
         image_seq_len=4,
     )  # fmt: skip
-    found = layout_of("smolvlm", processor, "a <video> who?", image=False)
+    found = layout_of("smolvlm", processor, "a <video> who?", image=False, nested=True)
     assert found == video(6, 2, 2)
     if image:
         picture = np.random.default_rng(0).integers(0, 256, (16, 32, 3), dtype=np.uint8)
