@@ -7,6 +7,7 @@ token must feel the eviction, the text behind the last visual token runs once mo
 (`_after_language_model`). Decoding needs only the cache.
 """
 
+import contextlib
 import inspect
 from functools import partial
 from types import TracebackType
@@ -26,7 +27,15 @@ from purekv.attention.kept import NEVER_SEEN, attend_to_kept
 from purekv.attention.spatiotemporal import sparse_attention
 from purekv.attention.vision import BatchedChunks
 from purekv.budget import keep_counts
-from purekv.cache import EvictingLayer, cache_bytes, is_compressed, make_evicting
+from purekv.cache import (
+    EvictingLayer,
+    cache_bytes,
+    entries_per_head,
+    is_compressed,
+    make_evicting,
+    own_masks,
+    physical_length,
+)
 from purekv.config import PureKVConfig
 from purekv.errors import PureKVError
 from purekv.parallel import HeadShards
@@ -34,11 +43,13 @@ from purekv.prefill import Prefill
 from purekv.ragged import RaggedLayer, settle
 from purekv.report import Report
 from purekv.rotation import Rotation
-from purekv.scoring import Attended, make_scorer
+from purekv.scope import prompt_layout
+from purekv.scoring import UNROTATING, Attended, make_scorer
+from purekv.scoring.clie import default_source_layers
 from purekv.scoring.frame_difference import FrameDifference
 from purekv.selection import RaggedSelection, Selection
 from purekv.timing import PhaseTimer
-from purekv.upstream import CACHE, cache_in
+from purekv.upstream import CACHE, cache_in, masks_like, no_masks
 
 
 class PureKV:
@@ -76,14 +87,28 @@ class Run:
         self._language = self._family.language_model(model)
         self._rotary = self._family.rotary_embedding(model)
         self._signature = inspect.signature(self._multimodal.forward)
-        _refuse_sliding_layers(self._language.config)
         self._num_layers: int = self._language.config.num_hidden_layers
         num_heads = self._language.config.num_key_value_heads
         self._shards = HeadShards.of(model, num_heads)
         self._num_heads = num_heads // self._shards.size
-        self._scorer = make_scorer(config.scorer, config.source_layers, self._num_layers)
+        self._layers = global_layers(self._language.config)
+        self._slides = len(self._layers) < self._num_layers
+        self._stock_masks = self._slides or self._family.stock_masks
+        if self._slides:
+            _refuse(config, _WITH_SLIDING_LAYERS, "models with sliding-window layers")
+        if self._stock_masks:
+            _refuse(config, _WITH_STOCK_MASKS, "models whose masks may not be causal")
+        if config.scorer in UNROTATING and not self._family.half_rotation:
+            raise PureKVError(
+                f"scorer={config.scorer!r} undoes the rotary embedding, and how "
+                f"{type(model).__name__} rotates is not known; use another scorer"
+            )
+        sources = _source_layers(config, self._layers, self._num_layers)
+        self._scorer = make_scorer(config.scorer, sources, self._num_layers)
         self._allocation = ALLOCATIONS[config.allocation]
         self._drop_layers = _drop_layers(config, self._scorer)
+        if config.evict == "drop":
+            _check_drop_layers(self._drop_layers, self._family.undroppable_layers(model.config))
         self._active_layers = _active_layers(config, self._scorer, self._num_layers)
         _check_dense_layers(config, self._num_layers)
         self._backend = Backend(self._language)
@@ -93,7 +118,8 @@ class Run:
                 f"allocation={config.allocation!r} lets heads compete, which lie on other ranks "
                 'under tensor parallelism; use allocation="uniform" or "pyramid"'
             )
-        self._vision = BatchedChunks(self._family.vision_tower(model))
+        tower = self._family.vision_tower(model) if self._family.packed_tower else None
+        self._vision = contextlib.nullcontext() if tower is None else BatchedChunks(tower)
         self._timer = PhaseTimer(model)
         self._name = f"{NAME_PREFIX}{id(self):x}"
         self._handles: list[RemovableHandle] = []
@@ -104,6 +130,7 @@ class Run:
         self._prefill: Prefill | None = None
         self._cache: Cache | None = None
         self._continuing = False
+        self._attention_mask: Tensor | None = None  # [B, tokens seen], as the model got it
         self._mask: Tensor | None = None  # of a forward on an empty cache
         self._masks: dict[Any, Any] = {}  # of one on a filled cache; layers that hold alike share
         self._new_tokens: Tensor | None = (
@@ -114,6 +141,8 @@ class Run:
         if self._language.config._attn_implementation != self._backend.name:
             raise PureKVError("this model is inside another PureKV block; leave that one first")
         ALL_ATTENTION_FUNCTIONS[self._name] = self._attend
+        if self._stock_masks:
+            masks_like(self._backend.name, self._name)
         self._language.config._attn_implementation = self._name
         self._vision.__enter__()
         self._timer.__enter__()
@@ -142,9 +171,11 @@ class Run:
         for handle in self._handles:
             handle.remove()
         self._timer.__exit__()
-        self._vision.__exit__()
+        self._vision.__exit__(None, None, None)
         self._language.config._attn_implementation = self._backend.name
         del ALL_ATTENTION_FUNCTIONS[self._name]
+        if self._stock_masks:
+            no_masks(self._name)
         self._forget()
 
     @property
@@ -164,21 +195,25 @@ class Run:
         """Find the layout of a new prompt; refuse what cannot be served before any pixel runs."""
         self._forget()
         inputs = self._signature.bind_partial(*args, **kwargs).arguments
+        self._attention_mask = inputs.get("attention_mask")
         cache = cache_in(inputs)
         if cache is None:
             cache = cache_in(kwargs)
         if cache is not None and cache.get_seq_length() > 0:
             self._check_continuation(cache, inputs)
+            own_masks(cache, self._stock_masks)
             return
         self._report = None
         if inputs.get("use_cache") is not False:
             if cache is not None:
                 self._make_evicting(cache)
-            layout = self._family.layout(self._model.config, inputs)
-            if not any(layout.visual_tokens):
+            media = layout = self._family.layout(self._model.config, inputs)
+            if self.config.scope == "prompt":
+                layout = prompt_layout(media, self.config.window)
+            elif not any(layout.visual_tokens):
                 raise PureKVError(
-                    "the prompt has no visual tokens to evict; add an image or a video, or run "
-                    "the model outside PureKV"
+                    "the prompt has no visual tokens to evict; add an image or a video, use "
+                    'scope="prompt" to compress text, or run the model outside PureKV'
                 )
             if self.config.evict == "drop" and not layout.is_token[:, -1].all():
                 raise PureKVError(
@@ -187,8 +222,8 @@ class Run:
                 )
             quota = keep_counts(self.config.budget, layout)
             self._prefill = Prefill(
-                self.config, self._scorer, self._allocation, layout, quota, self._num_layers,
-                self._num_heads, self._drop_layers, self._active_layers,
+                self.config, self._scorer, self._allocation, layout, quota, self._layers,
+                self._num_heads, self._drop_layers, self._active_layers, media,
             )  # fmt: skip
             if self._prefill.patterns is not None and torch.is_grad_enabled():
                 raise PureKVError(
@@ -203,12 +238,15 @@ class Run:
         """Take the cache in hand, and own the mask."""
         cache = cache_in(kwargs)
         if cache is None and self._prefill is not None:
-            cache = DynamicCache()
+            cache = DynamicCache(config=self._language.config) if self._slides else DynamicCache()
             self._make_evicting(cache)
             kwargs[CACHE] = cache
         self._cache = cache
         self._continuing = cache is not None and cache.get_seq_length() > 0
         self._masks.clear()
+        if kwargs.get("inputs_embeds") is None:  # a language model that is called on its own
+            ids = kwargs.pop("input_ids")
+            kwargs["inputs_embeds"] = module.get_input_embeddings()(ids)
         if cache is not None and self._continuing:
             for layer in cache.layers:
                 if isinstance(layer, RaggedLayer):
@@ -217,18 +255,21 @@ class Run:
         if self._prefill is not None and isinstance(self._scorer, FrameDifference):
             self._drop_before_layers(self._prefill, kwargs)
             embeds, attention_mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
-        if not self._continuing and self._needs_mask():
+        if self._stock_masks:  # the model makes its own masks, and a dict of them
+            attention_mask = self._attention_mask
+        elif not self._continuing and self._needs_mask():
             positions = _text_positions(kwargs.get("position_ids")) if cache is None else None
             self._mask = self._backend.prefill_mask(embeds, attention_mask, positions)
-        elif (
-            cache is not None
+        if (
+            self._continuing
+            and cache is not None
             and self._new_tokens is None
             and attention_mask is not None
             and embeds.shape[1] > 1
         ):
             # A further turn says which tokens behind the prompt are padding: its own, and those
             # that `generate` fed to rows that had finished.
-            layer = cache.layers[0]
+            layer = cache.layers[self._layers[0]]
             count = layer.physical_length - layer.prompt_entries + embeds.shape[1]
             new_tokens = attention_mask[:, -count:].bool()
             self._new_tokens = None if new_tokens.all() else new_tokens
@@ -244,7 +285,8 @@ class Run:
         self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
     ) -> None:
         """Keep the angles of a prompt's positions for its scorers."""
-        if self._prefill is not None:
+        kind = kwargs.get("layer_type") or (args[2] if len(args) > 2 else None)
+        if self._prefill is not None and kind in (None, "full_attention"):
             position_ids = kwargs["position_ids"] if "position_ids" in kwargs else args[1]
             cos, sin = output
             self._prefill.rotation = Rotation(cos, sin, position_ids, module)
@@ -296,6 +338,8 @@ class Run:
         Shapes: query [B, num_attention_heads, q_len, D], key and value [B, num_key_value_heads,
         entries, D].
         """
+        if self._slides and module.layer_idx not in self._layers:
+            return self._slide(module, query, key, value, mask, **kwargs)
         if self._continuing:
             assert self._cache is not None
             layer = self._cache.layers[module.layer_idx]
@@ -323,13 +367,28 @@ class Run:
             assert prefill.patterns is not None
             output = sparse_attention(query, key, value, scaling, prefill.patterns), None
         else:
-            mask = None if self._mask is None else self._mask.to(query.device)
+            if not self._stock_masks:
+                mask = None if self._mask is None else self._mask.to(query.device)
             output = self._backend.forward(module, query, key, value, mask, **kwargs)
         if prefill is not None:
             prefill.attention.append(kind)
             if kind != "kept":
                 self._evict(prefill, attended)
         return output
+
+    def _slide(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """A layer that sees a window only: the model's own attention, mask and cache."""
+        if self._prefill is not None:
+            assert self._cache is not None
+            layer = self._cache.layers[module.layer_idx]
+            # A window of the prompt is a view, which would keep all of the prompt allocated.
+            layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
+            self._prefill.kv_bytes_full += layer.keys.nbytes + layer.values.nbytes
+            self._prefill.computed.append(query.shape[2])
+            self._prefill.attention.append("sliding")
+        return self._backend.forward(module, query, key, value, mask, **kwargs)
 
     def _attend_to_kept(self, prefill: Prefill, attended: Attended) -> Tensor:
         """Evict, then attend to what is left, [B, S, num_attention_heads, D]."""
@@ -371,20 +430,31 @@ class Run:
         self._mask = None
         self._masks.clear()
         if prefill is None:
+            if self._stock_masks and self._cache is not None:
+                own_masks(self._cache, False)
             return output
         assert self._cache is not None
-        settle(self._cache.layers)
+        if len(prefill.computed) < self._num_layers:
+            raise PureKVError(
+                f"{self._num_layers - len(prefill.computed)} of {self._num_layers} layers do not "
+                f"attend through transformers' attention interface, so {type(module).__name__} "
+                "cannot be compressed; run it outside PureKV"
+            )
+        layers = [self._cache.layers[idx] for idx in self._layers]
+        settle(layers)
         if prefill.tail is not None:
             self._rerun_tail(module, kwargs, prefill.tail, output)
-        for layer in self._cache.layers:
+        own_masks(self._cache, False)
+        for layer in layers:
             layer.prompt_entries = layer.physical_length
             layer.trailing_text = prefill.layout.trailing_text
         self._report = {
+            "scope": self.config.scope,
             "visual_tokens": list(prefill.layout.visual_tokens),
             "kept_visual_tokens": list(prefill.quota),
             "text_tokens": list(prefill.layout.text_tokens),
-            "kept_per_layer": [layer.entries_per_head for layer in self._cache.layers],
-            "longest_head_per_layer": [layer.physical_length for layer in self._cache.layers],
+            "kept_per_layer": [entries_per_head(layer) for layer in self._cache.layers],
+            "longest_head_per_layer": [physical_length(layer) for layer in self._cache.layers],
             "computed_per_layer": prefill.computed,
             "prefill_per_layer": prefill.attention,
             "source_layers": prefill.scoring.source_layers,
@@ -422,6 +492,7 @@ class Run:
                 "inputs_embeds": embeds[:, part],
                 "position_ids": None if position_ids is None else position_ids[..., part],
                 "attention_mask": None,
+                **dict.fromkeys(set(self._family.full_length_arguments) & set(kwargs)),
             }
         )
         self._new_tokens = None
@@ -429,7 +500,8 @@ class Run:
 
     def _make_evicting(self, cache: Cache) -> None:
         layer_class = RaggedLayer if self._allocation.ragged else EvictingLayer
-        make_evicting(cache, self._num_layers, layer_class)
+        make_evicting(cache, self._num_layers, layer_class, self._layers)
+        own_masks(cache, self._stock_masks)
 
     def _check_continuation(self, cache: Cache, inputs: dict[str, Any]) -> None:
         if not is_compressed(cache):
@@ -440,8 +512,8 @@ class Run:
             inputs.get(name) is not None for name in self._family.pixel_arguments
         )
         ids = inputs.get("input_ids")
-        if not pixels and ids is not None and ids.shape[1] > 1:
-            tokens = list(self._family.visual_token_ids(self._model.config).values())
+        tokens = list(self._family.visual_token_ids(self._model.config).values())
+        if not pixels and tokens and ids is not None and ids.shape[1] > 1:
             pixels = bool(torch.isin(ids, torch.tensor(tokens, device=ids.device)).any())
         if pixels:
             raise PureKVError(
@@ -494,12 +566,64 @@ def _refuse_whole_sequences(
             )
 
 
-def _refuse_sliding_layers(config: Any) -> None:
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-    if kinds:
+def global_layers(config: Any) -> tuple[int, ...]:
+    """Numbers of the layers that see everything, of a decoder's config: only those are compressed.
+
+    Raises:
+        PureKVError: there are none, or layers that neither see everything nor a sliding window.
+    """
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:  # as transformers' caches read it
+        slides = getattr(config, "sliding_window", None) is not None
+        kinds = ["sliding_attention" if slides else "full_attention"] * config.num_hidden_layers
+    others = set(kinds) - {"full_attention", "sliding_attention"}
+    found = tuple(idx for idx, kind in enumerate(kinds) if kind == "full_attention")
+    if others or not found:
         raise PureKVError(
-            f"layers of type {', '.join(sorted(kinds))} are not supported; "
-            "load a model whose layers all use full attention"
+            f"layers of type {', '.join(sorted(others or set(kinds)))} are not supported; "
+            "load a model whose layers use full attention, or some of them a sliding window"
+        )
+    return found
+
+
+# What such models do not take otherwise: a sliding cache cannot go back, and what is attended to
+# without the model's mask would be so causally.
+_WITH_SLIDING_LAYERS = {"evict": "post", "first_token": "exact", "prefill": "dense"}
+_WITH_STOCK_MASKS = {"evict": "post", "prefill": "dense"}
+
+
+def _refuse(config: PureKVConfig, allowed: dict[str, str], models: str) -> None:
+    for name, value in allowed.items():
+        if getattr(config, name) != value:
+            raise PureKVError(
+                f"{name}={getattr(config, name)!r} is not available for {models}; use "
+                f"{name}={value!r}"
+            )
+
+
+def _source_layers(
+    config: PureKVConfig, layers: tuple[int, ...], num_layers: int
+) -> tuple[int, ...] | str:
+    """The config's, among the layers that are compressed."""
+    sources = config.source_layers
+    if len(layers) == num_layers:
+        return sources
+    if isinstance(sources, str):
+        return tuple(layers[place] for place in default_source_layers(len(layers)))
+    unfit = [idx for idx in sources if idx < num_layers and idx not in layers]
+    if unfit:
+        raise PureKVError(
+            f"source layer {unfit[0]} sees a sliding window only; choose among {layers}"
+        )
+    return sources
+
+
+def _check_drop_layers(drop_layers: tuple[int, ...], undroppable: int) -> None:
+    if undroppable and min(drop_layers, default=-1) < undroppable - 1:
+        raise PureKVError(
+            f"visual features of all tokens are added behind each of the first {undroppable} "
+            f"layers, so evict='drop' needs source_layers of {undroppable - 1} or more (scorers "
+            "without source layers drop too early)"
         )
 
 

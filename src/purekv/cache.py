@@ -1,11 +1,11 @@
 """A cache layer that forgets: fewer entries than tokens seen, and the bytes really freed."""
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from purekv.errors import PureKVError
 from purekv.selection import Selection
@@ -38,6 +38,8 @@ class EvictingLayer(DynamicLayer):
         self.trailing_text = 0
         """Newest tokens of the prompt that every row keeps: nothing behind them was evicted."""
         self._is_entry: Tensor | None = None
+        self.masked_elsewhere = False
+        """Whether masks that transformers makes for it are not used."""
 
     @property
     def dense_length(self) -> int:
@@ -66,12 +68,12 @@ class EvictingLayer(DynamicLayer):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Entries and the position of the first, for a mask that transformers builds.
 
-        Nobody asks within a PureKV block, where masks are ours.
+        Within a PureKV block masks are ours, and whoever asks is not listened to.
 
         Raises:
             PureKVError: such a mask would be wrong here.
         """
-        if self._evicted and not self.maskable:
+        if self._evicted and not self.maskable and not self.masked_elsewhere:
             raise PureKVError(
                 "rows or heads of this cache keep different numbers of entries, which only "
                 "PureKV can mask; go on with it inside a PureKV block"
@@ -221,19 +223,45 @@ def _roomy(stored: Tensor, room: int) -> Tensor:
 
 def is_compressed(cache: Cache) -> bool:
     """Whether the cache was filled by a PureKV run."""
-    return bool(cache.layers) and all(isinstance(layer, EvictingLayer) for layer in cache.layers)
+    return any(isinstance(layer, EvictingLayer) for layer in cache.layers)
+
+
+def own_masks(cache: Cache, ours: bool) -> None:
+    """Say whether masks that transformers makes for the cache's evicting layers are not used."""
+    for layer in cache.layers:
+        if isinstance(layer, EvictingLayer):
+            layer.masked_elsewhere = ours
+
+
+def entries_per_head(layer: Any) -> int:
+    """Entries stored for a head by a layer of any kind; see `EvictingLayer`."""
+    return layer.entries_per_head if isinstance(layer, EvictingLayer) else layer.keys.shape[2]
+
+
+def physical_length(layer: Any) -> int:
+    """Entries that attention meets in a layer of any kind."""
+    return layer.physical_length if isinstance(layer, EvictingLayer) else layer.keys.shape[2]
 
 
 def make_evicting(
-    cache: Cache, num_layers: int, layer_class: type[EvictingLayer] = EvictingLayer
+    cache: Cache,
+    num_layers: int,
+    layer_class: type[EvictingLayer] = EvictingLayer,
+    layers: Collection[int] | None = None,
 ) -> None:
     """Turn an empty `DynamicCache` into one that can evict, with layers of that class.
+
+    `layers`: numbers of those that evict; the others, which slide, are left alone. None: all.
 
     Raises:
         PureKVError: the cache is of another kind (static, quantized, sliding ...).
     """
+    evicting = range(num_layers) if layers is None else layers
     supported = all(
-        type(layer) is DynamicLayer or isinstance(layer, EvictingLayer) for layer in cache.layers
+        type(layer) is DynamicLayer
+        or isinstance(layer, EvictingLayer)
+        or (type(layer) is DynamicSlidingWindowLayer and idx not in evicting)
+        for idx, layer in enumerate(cache.layers)
     )
     lazy = cache.layer_class_to_replicate in (None, DynamicLayer)
     if not supported or not lazy or cache.offloading:
@@ -243,7 +271,16 @@ def make_evicting(
             "use a DynamicCache, which generate makes by default (no cache_implementation)"
         )
     cache.layer_class_to_replicate = None
-    cache.layers = [layer_class() for _ in range(num_layers)]
+    if len(evicting) == num_layers:
+        cache.layers = [layer_class() for _ in evicting]
+    elif len(cache.layers) == num_layers:
+        for idx in evicting:
+            cache.layers[idx] = layer_class()
+    else:
+        raise PureKVError(
+            "the cache does not know of the model's sliding-window layers; make it with "
+            "DynamicCache(config=model.config)"
+        )
 
 
 def cache_bytes(cache: Cache) -> int:

@@ -15,7 +15,7 @@ AVAILABLE: dict[str, tuple[str, ...]] = {
     "allocation": tuple(ALLOCATIONS),
     "prefill": ("dense", "spatiotemporal"),
     "evict": ("post", "active", "drop"),
-    "scope": ("visual",),
+    "scope": ("visual", "prompt"),
     "first_token": ("exact", "compressed"),
 }
 
@@ -107,7 +107,9 @@ class PureKVConfig:
     """Path of a calibrated plan."""
 
     scope: str = "visual"
-    """Which entries may be evicted: "visual" tokens only."""
+    """Which entries may be evicted: "visual" tokens only; or all of the "prompt", text included,
+    but its first four tokens and the observation window (the last 32 tokens where nothing is
+    visual). The budget then is of those that may."""
 
     first_token: str = "exact"
     """"exact": the first answer token comes out of the prefill. "compressed": the text behind the
@@ -229,6 +231,11 @@ def _check_drop(config: PureKVConfig) -> None:
         raise PureKVError(
             f"scorer={config.scorer!r} cannot drop tokens; with evict='drop' use one of "
             f"{', '.join(DROPPING)}"
+        )
+    if config.scope == "prompt" and config.scorer in BEFORE_LAYERS:
+        raise PureKVError(
+            f"scorer={config.scorer!r} compares frames and knows nothing of text; use "
+            'scope="visual", or another scorer'
         )
     if config.allocation != "uniform":
         raise PureKVError(

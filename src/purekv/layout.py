@@ -17,7 +17,7 @@ class VisualSpan:
     grid: tuple[int, int, int]
     """Tokens in time, height and width, as the language model sees them (after merging)."""
     modality: str
-    """"image" or "video"."""
+    """What it shows: "image", "video" or "audio"; "prompt" where text may be forgotten too."""
     continues: bool = False
     """Whether these are further frames of the video of the span before, behind some text (a time
     stamp)."""
@@ -26,6 +26,11 @@ class VisualSpan:
     def length(self) -> int:
         t, h, w = self.grid
         return t * h * w
+
+    @property
+    def stop(self) -> int:
+        """Position behind its last token."""
+        return self.start + self.length
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Layout:
         behind = torch.zeros_like(self.is_token)
         for row, row_spans in enumerate(self.spans):
             if row_spans:
-                behind[row, row_spans[-1].start + row_spans[-1].length :] = True
+                behind[row, row_spans[-1].stop :] = True
         return behind & self.is_token
 
     @property
@@ -75,7 +80,7 @@ class Layout:
     def trailing_text(self) -> int:
         """Newest positions that are behind the last visual token of every row."""
         seq_len = self.is_token.shape[1]
-        ends = [row[-1].start + row[-1].length for row in self.spans if row]
+        ends = [row[-1].stop for row in self.spans if row]
         return seq_len - max(ends, default=0)
 
     @cached_property

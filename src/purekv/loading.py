@@ -37,7 +37,12 @@ class Checkpoint:
     def find(cls, name: str | Path) -> "Checkpoint":
         """Raises PureKVError for one that is not there, or not of a supported family."""
         config = _config(str(name))
-        families.for_config(config)
+        family = families.for_config(config)
+        if not family.visual_token_ids(config):
+            raise PureKVError(
+                f"model type {config.model_type!r} is not supported here, as it sees no images or "
+                'videos; from Python, PureKV(PureKVConfig(scope="prompt")) compresses its text'
+            )
         return cls(str(name), config)
 
     def processor(self) -> ProcessorMixin:

@@ -67,12 +67,13 @@ class Prefill:
         config: the run's.
         scorer: the config's, for this model.
         allocation: the config's.
-        layout: of the prompt, on the CPU.
+        layout: of the prompt, on the CPU; what it calls visual may be evicted.
         quota: visual entries that each (layer, KV head) keeps on average, per row.
-        num_layers: of the model.
+        layers: numbers of those that are compressed.
         num_key_value_heads: of every layer; this rank's, under tensor parallelism.
         drop_layers: behind which tokens are dropped, down to the quota behind the last one.
         active_layers: which evict before their attention.
+        media: where images and videos are, if `layout` does not say.
 
     Raises:
         PureKVError: a row has nothing to score with, or no text to compute again.
@@ -85,10 +86,11 @@ class Prefill:
         allocation: Allocation,
         layout: Layout,
         quota: Sequence[int],
-        num_layers: int,
+        layers: Sequence[int],
         num_key_value_heads: int,
         drop_layers: Sequence[int] = (),
         active_layers: Collection[int] = (),
+        media: Layout | None = None,
     ) -> None:
         self.layout = layout
         self.quota = tuple(quota)
@@ -106,7 +108,9 @@ class Prefill:
         """Of sparse attention, for each row; None: all are dense."""
         sparse = config.spatiotemporal
         if config.prefill == "spatiotemporal":
-            patterns = row_patterns(layout, sparse.tile, sparse.anchor_frames, sparse.min_tokens)
+            patterns = row_patterns(
+                media or layout, sparse.tile, sparse.anchor_frames, sparse.min_tokens
+            )
             if any(pattern.clips for pattern in patterns):
                 self.patterns = patterns
         self._sparse = sparse
@@ -131,8 +135,11 @@ class Prefill:
             stored = stored & ~layout.is_tail
             self.tail = layout.newest_tail
         self._allocation = allocation
-        self._num_layers, self._num_heads = num_layers, num_key_value_heads
-        window = observation_window(layout, config.window)
+        self._place = {layer_idx: place for place, layer_idx in enumerate(layers)}
+        self._num_heads = num_key_value_heads
+        # With scope="prompt" the text behind the span is the window, whatever its length.
+        asked = config.window if config.scope == "visual" else "question"
+        window = observation_window(layout, asked)
         self._stage = _Stage(layout, window, stored, self._selector(layout.is_visual, stored))
         self._drops: dict[int, list[int]] = {}
         if self.evicts:
@@ -149,7 +156,7 @@ class Prefill:
 
     def _selector(self, evictable: Tensor, stored: Tensor) -> Selector:
         return Selector(
-            self._allocation, evictable, stored, self.quota, self._num_layers, self._num_heads
+            self._allocation, evictable, stored, self.quota, len(self._place), self._num_heads
         )
 
     @property
@@ -164,12 +171,12 @@ class Prefill:
         layer_idx, value = attended.layer_idx, attended.value
         if self._stage.settled:
             scores = torch.zeros(value.shape[:3], device=value.device)
-            return self._stage.selector.select(layer_idx, scores)
+            return self._stage.selector.select(self._place[layer_idx], scores)
         assert self.rotation is not None
         layout, window = self._stage.on(value.device)
         rotation = self.rotation.to(value.device)
         scores = self.scoring.score(attended.for_scorers(layout, window, rotation))
-        selection = self._stage.selector.select(layer_idx, scores)
+        selection = self._stage.selector.select(self._place[layer_idx], scores)
         if layer_idx in self._drops:
             self.drop(attended.shards.mean(scores), self._drops[layer_idx])
         return selection

@@ -12,13 +12,15 @@ __all__ = ["PhaseTimer", "Report"]
 class Report:
     """The last prefill of a run, and the decoding since."""
 
+    scope: str
+    """What may be evicted: "visual" tokens, or those of the "prompt"."""
     visual_tokens: list[int]
-    """Visual tokens of each row of the batch."""
+    """Visual tokens of each row of the batch; with scope="prompt", all that may be evicted."""
     kept_visual_tokens: list[int]
     """Those that each (layer, KV head) keeps, per row; their mean where an allocation spreads
     them unevenly."""
     text_tokens: list[int]
-    """Text tokens of each row; all are kept."""
+    """Other tokens of each row; all are kept."""
     kept_per_layer: list[int]
     """Entries stored per KV head in each layer at the end of prefill: the longest row's, on
     average over its heads."""
@@ -29,7 +31,7 @@ class Report:
     """Positions that each layer computed in the prefill, padding included."""
     prefill_per_layer: list[str]
     """What each layer's attention was: "dense"; "spatiotemporal", in at least one row; "kept", over
-    what the layer keeps."""
+    what the layer keeps; "sliding", within the layer's window, whose cache is the model's own."""
     source_layers: list[int]
     """Layers that computed attention scores."""
     kv_bytes_full: int
@@ -53,8 +55,8 @@ class Report:
         kept = sum(self.kept_visual_tokens)
         seconds = ", ".join(f"{name} {value:.2f} s" for name, value in self.seconds.items())
         return (
-            f"PureKV kept {kept} of {sum(self.visual_tokens)} visual tokens and all "
-            f"{sum(self.text_tokens)} text tokens in each of {len(self.kept_per_layer)} layers: "
+            f"PureKV kept {kept} of {sum(self.visual_tokens)} {self.scope} tokens and all "
+            f"{sum(self.text_tokens)} others in each of {len(self.kept_per_layer)} layers: "
             f"{self.kv_bytes_full / mib:.1f} -> {self.kv_bytes_kept / mib:.1f} MiB "
             f"({self.compression:.2f}x); {seconds}"
         )

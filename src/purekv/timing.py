@@ -47,9 +47,12 @@ class PhaseTimer:
             model.register_forward_pre_hook(self._start("forward"), with_kwargs=True),
             # Also after a failed forward, whose start would else be taken for the next one's.
             model.register_forward_hook(self._stop_forward, with_kwargs=True, always_call=True),
-            vision.register_forward_pre_hook(self._start("vision"), with_kwargs=True),
-            vision.register_forward_hook(self._stop_vision),
         ]
+        if vision is not None:
+            self._handles += [
+                vision.register_forward_pre_hook(self._start("vision"), with_kwargs=True),
+                vision.register_forward_hook(self._stop_vision),
+            ]
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from transformers.cache_utils import Cache
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_causal_mask
 
 _NAMES = ("cache", "past_key_values")
 
@@ -25,3 +25,15 @@ def cache_of(output: Mapping[str, Any]) -> Cache:
     cache = cache_in(output)
     assert cache is not None
     return cache
+
+
+def masks_like(known: str, name: str) -> None:
+    """Let models make masks for the attention `name` as they do for the one that is `known`."""
+    # Only the class's table is looked at, and its `register` cannot be undone.
+    table = ALL_MASK_ATTENTION_FUNCTIONS._global_mapping
+    table[name] = table[known]
+
+
+def no_masks(name: str) -> None:
+    """Undo `masks_like`."""
+    del ALL_MASK_ATTENTION_FUNCTIONS._global_mapping[name]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
+from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import Cache, DynamicLayer
 
 from purekv import PureKV, PureKVConfig, PureKVError
@@ -55,18 +55,6 @@ def test_settings_survive_json():
 def test_a_source_layer_out_of_range():
     with pytest.raises(PureKVError, match="layers are 0 to 2"):
         PureKV(PureKVConfig(source_layers=(1, 7)))(tiny_model())
-
-
-def test_an_unsupported_family():
-    config = LlamaConfig(
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        vocab_size=32,
-    )
-    with pytest.raises(PureKVError, match="'llama' is not supported; supported are qwen2_5_vl"):
-        PureKV()(LlamaForCausalLM(config))
 
 
 def test_an_unsupported_attention():

@@ -97,7 +97,8 @@ def twin_attention(
     ids = inputs["input_ids"]
     batch, seq_len = ids.shape
     is_token = inputs["attention_mask"].bool()
-    is_visual = (ids == model.config.image_token_id) | (ids == model.config.video_token_id)
+    tokens = [getattr(model.config, f"{kind}_token_id", -1) for kind in ("image", "video")]
+    is_visual = torch.isin(ids, torch.tensor(tokens))
     after_visual = is_visual.flip(-1).cumsum(-1).flip(-1) == 0  # text behind the last visual
     num_kv_heads = model.config.text_config.num_key_value_heads
 

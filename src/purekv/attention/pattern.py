@@ -220,11 +220,13 @@ def row_patterns(
 def _media(spans: Sequence[VisualSpan]) -> list[list[VisualSpan]]:
     """The spans of each image or video."""
     media: list[list[VisualSpan]] = []
+    latest: dict[str, list[VisualSpan]] = {}  # sound may come between the frames of a video
     for span in spans:
-        if span.continues and media:
-            media[-1].append(span)
+        if span.continues and span.modality in latest:
+            latest[span.modality].append(span)
         else:
             media.append([span])
+            latest[span.modality] = media[-1]
     return media
 
 

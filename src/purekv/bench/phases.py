@@ -26,6 +26,7 @@ class Measured:
 def encode_pixels(workload: Workload) -> Measured:
     """The vision tower alone, on the prompt's pixels."""
     tower = families.for_config(workload.model.config).vision_tower(workload.model)
+    assert tower is not None  # its pixels were asked for
     with Stopwatch(workload.device) as watch:
         for args, kwargs in workload.tower_calls:
             tower(*args, **kwargs)

@@ -50,6 +50,10 @@ def run(
     evict: Annotated[
         str, option(COMPRESSION, "When entries leave: post, active or drop.")
     ] = "post",
+    scope: Annotated[
+        str,
+        option(COMPRESSION, "What may be forgotten: visual tokens, or the whole prompt's."),
+    ] = "visual",
     first_token: options.FirstToken = "exact",
     plan: options.Plan = None,
     model: options.Model = None,
@@ -86,6 +90,7 @@ def run(
         spatiotemporal=parse_spatiotemporal(spatiotemporal),
         prefill=prefill,
         evict=evict,
+        scope=scope,
         first_token=first_token,
         plan=plan,
     )

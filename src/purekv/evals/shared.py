@@ -59,8 +59,19 @@ class SharedPrefill(Run):
         self, configs: Sequence[PureKVConfig], model: PreTrainedModel, rows_at_once: int = 32
     ) -> None:
         super().__init__(PureKVConfig(budget=1.0), model)
+        if self._slides:
+            raise PureKVError(
+                "models with sliding-window layers cannot be evaluated from one shared prefill, as "
+                "their caches cannot go back; compare runs of PureKV(config)(model)"
+            )
         for config in configs:
             refuse_ragged_flash(config.allocation, self._backend.name)
+        for config in configs:
+            if config.scope != "visual":
+                raise PureKVError(
+                    f"scope={config.scope!r} cannot be evaluated from one shared prefill; use "
+                    'scope="visual", or compare runs of PureKV(config)(model)'
+                )
         self._configs = list(configs)
         self._rows_at_once = rows_at_once
         self._branches: _Branches | None = None
@@ -124,6 +135,7 @@ class SharedPrefill(Run):
                 **kwargs,
                 "inputs_embeds": embeds[:, -1 - length :].repeat(copies, 1, 1),
                 CACHE: cache,
+                **dict.fromkeys(set(self._family.full_length_arguments) & set(kwargs)),
             }
             if position_ids is not None:  # [B, S], or [3 or 4, B, S] for M-RoPE
                 newest = position_ids[..., -1 - length :]

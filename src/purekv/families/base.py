@@ -1,6 +1,6 @@
 """What purekv must know of a model family: where its parts are and where its visual tokens go."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,49 +10,83 @@ from torch import Tensor, nn
 from purekv.errors import PureKVError
 from purekv.layout import Layout, VisualSpan
 
+Grid = tuple[int, int, int]
+"""Tokens in time, height and width."""
+
 
 @dataclass(frozen=True)
 class Placeholder:
-    """How one modality appears in `input_ids`."""
+    """How one modality appears in a prompt."""
 
     modality: str
-    token_id: int
-    grids: list[tuple[int, int, int]]
-    """Tokens in time, height and width of each item, in prompt order."""
+    is_here: Tensor
+    """bool [B, S] on the CPU; its tokens."""
+    grids: Sequence[Grid]
+    """Of each item, in prompt order. There may be text between the frames of one item."""
 
 
 class Family:
-    """Adapter of one model family. Holds no state."""
+    """Adapter of one model family. Holds no state.
 
+    A family says where the parts of its model are and which tokens of a prompt are visual; the
+    defaults fit most of transformers' models.
+    """
+
+    name: str = ""
+    """For people."""
     model_types: tuple[str, ...] = ()
     """`config.model_type` of the models it serves."""
     checkpoints: tuple[str, ...] = ()
     """Published checkpoints, as examples for documentation."""
-    pixel_arguments: tuple[str, ...] = ()
-    """Forward arguments that carry pixels."""
+    modalities: tuple[str, ...] = ("image", "video")
+    """What its prompts show."""
+    attention: tuple[str, ...] = ("sdpa", "eager", "flash_attention_2", "flash_attention_3")
+    """Attention implementations that it can run on."""
+    sparse: bool = True
+    """Whether the frames of its videos are found, which `prefill="spatiotemporal"` needs."""
+    tested_on: tuple[str, ...] = ("tiny random models: image, images, video, mixed; sdpa, eager",)
+    """What runs in our tests, for documentation; `tests/families` compares."""
+    limits: str = ""
+    """What does not work, for documentation."""
+    pixel_arguments: tuple[str, ...] = ("pixel_values", "pixel_values_videos")
+    """Forward arguments that carry pixels or sound."""
+    packed_tower: bool = False
+    """Whether the vision tower runs all pixels as one sequence with `cu_seqlens`."""
+    stock_masks: bool = False
+    """Whether a prompt's mask has to be the one that the model makes; else it is causal."""
+    half_rotation: bool = True
+    """Whether the rotary embedding turns the halves of a head against each other."""
+    full_length_arguments: tuple[str, ...] = ()
+    """Arguments of the decoder that belong to the visual tokens of a whole prompt; left out where
+    only text runs."""
 
     def multimodal_model(self, model: nn.Module) -> nn.Module:
         """The module whose forward takes `input_ids` and pixels."""
-        raise NotImplementedError
+        return getattr(model, "model", model)
 
     def language_model(self, model: nn.Module) -> nn.Module:
         """The decoder stack: takes `inputs_embeds`, has `.config` and `.layers`."""
-        raise NotImplementedError
+        return self.multimodal_model(model).language_model
 
     def rotary_embedding(self, model: nn.Module) -> nn.Module:
         """The decoder's rotary embedding: called with (hidden, position_ids), once a forward, it
         answers the (cos, sin) [B, S, D] that turn the halves of every head."""
         return self.language_model(model).rotary_emb
 
-    def vision_tower(self, model: nn.Module) -> nn.Module:
-        raise NotImplementedError
+    def vision_tower(self, model: nn.Module) -> nn.Module | None:
+        """None if there is none."""
+        return self.multimodal_model(model).vision_tower
+
+    def undroppable_layers(self, config: Any) -> int:
+        """First layers behind which visual features of all tokens are added."""
+        return 0
 
     def visual_token_ids(self, config: Any) -> dict[str, int]:
         """The placeholder id of each modality."""
-        raise NotImplementedError
+        return {"image": config.image_token_id}
 
     def placeholders(self, config: Any, inputs: Mapping[str, Any]) -> list[Placeholder]:
-        """The visual items of a forward call with these arguments."""
+        """The visual items of a forward call with these arguments; `input_ids` is on the CPU."""
         raise NotImplementedError
 
     def layout(self, config: Any, inputs: Mapping[str, Any]) -> Layout:
@@ -83,24 +117,29 @@ class Family:
             )
         spans: list[list[VisualSpan]] = [[] for _ in range(ids.shape[0])]
         for placeholder in self.placeholders(config, inputs):
-            for row, span in _find_spans(ids, placeholder):
+            for row, span in _find_spans(placeholder):
                 spans[row].append(span)
         for row_spans in spans:
             row_spans.sort(key=lambda span: span.start)
         return Layout.build(is_token, spans)
 
 
-def token_runs(ids: Tensor, token_id: int) -> list[list[int]]:
-    """Runs of one token in ids [B, S]: [row, start, length] each, in reading order."""
-    is_token = torch.nn.functional.pad((ids == token_id).to(torch.int8), (1, 1))
-    edges = is_token.diff(dim=-1)
+def token_runs(is_here: Tensor) -> list[list[int]]:
+    """Runs of True in is_here [B, S]: [row, start, length] each, in reading order."""
+    edges = torch.nn.functional.pad(is_here.to(torch.int8), (1, 1)).diff(dim=-1)
     starts, stops = (edges == 1).nonzero(), (edges == -1).nonzero()
     return torch.cat([starts, stops[:, 1:] - starts[:, 1:]], dim=1).tolist()
 
 
-def _find_spans(ids: Tensor, placeholder: Placeholder) -> list[tuple[int, VisualSpan]]:
+def encoded_lengths(inputs: Mapping[str, Any], modality: str) -> list[int] | None:
+    """Tokens of each item, where `generate` has encoded the pixels before the model runs."""
+    encoded = (inputs.get("mm_encoder_outputs") or {}).get(modality)
+    return None if encoded is None else [len(item) for item in encoded.pooler_output]
+
+
+def _find_spans(placeholder: Placeholder) -> list[tuple[int, VisualSpan]]:
     """Give each item its placeholder tokens; rows and items are in the same order."""
-    runs = token_runs(ids, placeholder.token_id)
+    runs = token_runs(placeholder.is_here)
     tokens = sum(length for _, _, length in runs)
     wanted = sum(t * h * w for t, h, w in placeholder.grids)
     if tokens != wanted:
@@ -109,16 +148,23 @@ def _find_spans(ids: Tensor, placeholder: Placeholder) -> list[tuple[int, Visual
             "build both with one call of the model's own processor, and set no prefill_chunk_size"
         )
     grids = iter(placeholder.grids)
-    found = []
+    found: list[tuple[int, VisualSpan]] = []
+    missing = height = width = owner = 0  # frames that the item at hand still lacks
     for row, start, length in runs:
         stop = start + length
         while start < stop:  # items may follow each other without text between them
-            span = VisualSpan(start, next(grids), placeholder.modality)
-            start += span.length
+            continues = missing > 0
+            if not continues:
+                missing, height, width = next(grids)
+                owner = row
+            frames = min(missing, (stop - start) // (height * width))
+            if not frames or row != owner:
+                raise PureKVError(
+                    f"the {placeholder.modality} tokens at position {start} of row {row} are not "
+                    "consecutive; build the prompt with the model's own processor"
+                )
+            span = VisualSpan(start, (frames, height, width), placeholder.modality, continues)
             found.append((row, span))
-        if start > stop:
-            raise PureKVError(
-                f"the {placeholder.modality} tokens at position {span.start} of row {row} are not "
-                "consecutive; build the prompt with the model's own processor"
-            )
+            start += span.length
+            missing -= frames
     return found

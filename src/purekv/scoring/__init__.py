@@ -41,6 +41,8 @@ SCORERS: dict[str, Callable[[SourceLayers, int], Scorer]] = {
 # before the first one.
 DROPPING = ("clie", "attention", "frame_difference")
 BEFORE_LAYERS = ("frame_difference",)
+# Who needs queries before their rotation.
+UNROTATING = ("expected_attention",)
 
 
 def make_scorer(name: str, source_layers: SourceLayers, num_layers: int) -> Scorer:
@@ -56,6 +58,7 @@ __all__ = [
     "BEFORE_LAYERS",
     "DROPPING",
     "SCORERS",
+    "UNROTATING",
     "Attended",
     "LayerInputs",
     "Scorer",
