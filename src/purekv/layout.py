@@ -17,7 +17,7 @@ class VisualSpan:
     grid: tuple[int, int, int]
     """Tokens in time, height and width, as the language model sees them (after merging)."""
     modality: str
-    """"image" or "video"."""
+    """"image", "video" or "audio"."""
     continues: bool = False
     """Whether these are further frames of the video of the span before, behind some text (a time
     stamp)."""

@@ -5,8 +5,9 @@ from typing import Any
 from purekv.errors import PureKVError
 from purekv.families.base import Family, Placeholder
 from purekv.families.qwen2_5_vl import Qwen25VL
+from purekv.families.videollama2 import VideoLLaMA2
 
-_FAMILIES: tuple[Family, ...] = (Qwen25VL(),)
+_FAMILIES: tuple[Family, ...] = (Qwen25VL(), VideoLLaMA2())
 
 FAMILIES: dict[str, Family] = {name: family for family in _FAMILIES for name in family.model_types}
 

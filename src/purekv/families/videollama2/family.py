@@ -1,0 +1,57 @@
+"""VideoLLaMA2 to PureKV: where its parts and its media tokens are."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from purekv.families.base import Family, Placeholder, token_runs
+from purekv.families.videollama2.config import CONFIGS, audio_grid, video_grid
+from purekv.families.videollama2.placeholders import AUDIO, IMAGE, MEDIA, VIDEO, expand
+from purekv.layout import Layout
+
+
+class VideoLLaMA2(Family):
+    """Frames are the connector's slots, each of two frames of the video. Audio tokens are evicted
+    as those of pictures are; a sparse prefill leaves them dense, up to a minute."""
+
+    model_types = tuple(CONFIGS)
+    checkpoints = (
+        "DAMO-NLP-SG/VideoLLaMA2-7B-16F",
+        "DAMO-NLP-SG/VideoLLaMA2.1-7B-16F",
+        "DAMO-NLP-SG/VideoLLaMA2.1-7B-AV",
+    )
+    pixel_arguments = tuple(MEDIA)
+
+    def multimodal_model(self, model: nn.Module) -> nn.Module:
+        return model
+
+    def language_model(self, model: nn.Module) -> nn.Module:
+        return model.model
+
+    def vision_tower(self, model: nn.Module) -> nn.Module:
+        return model.model.vision_tower
+
+    def visual_token_ids(self, config: Any) -> dict[str, int]:
+        return {"image": IMAGE, "video": VIDEO, "audio": AUDIO}
+
+    def layout(self, config: Any, inputs: Mapping[str, Any]) -> Layout:
+        ids, mask = inputs.get("prompt_ids"), inputs.get("attention_mask")
+        if ids is None and inputs.get("input_ids") is not None:
+            media = {name: inputs[name] for name in MEDIA if inputs.get(name) is not None}
+            ids, mask = expand(config, inputs["input_ids"], mask, media)
+        return super().layout(config, {**inputs, "input_ids": ids, "attention_mask": mask})
+
+    def placeholders(self, config: Any, inputs: Mapping[str, Any]) -> list[Placeholder]:
+        """Of an expanded prompt, whose runs tell how many frames their items have."""
+        found = []
+        for modality, token_id in self.visual_token_ids(config).items():
+            lengths = [length for _, _, length in token_runs(inputs["input_ids"], token_id)]
+            if modality == "audio":
+                _, _, frequencies = audio_grid(config, 0)
+                grids = [(1, length // frequencies, frequencies) for length in lengths]
+            else:
+                _, height, width = video_grid(config, 0)
+                grids = [(length // (height * width), height, width) for length in lengths]
+            found.append(Placeholder(modality, token_id, grids))
+        return found
