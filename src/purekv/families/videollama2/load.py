@@ -5,18 +5,20 @@ its place, so that loading holds the model and at most one shard.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from purekv.errors import PureKVError
 from purekv.families.videollama2.beats import BEATsConfig
 from purekv.families.videollama2.config import has_audio, read_config, vision_tower_path
+from purekv.families.videollama2.experts import Place, expert_place
 
 AUDIO_TOWER = "model.audio_tower."
 VISION_TOWER = "model.vision_tower.vision_tower.vision_model."
@@ -55,16 +57,18 @@ def load(
     with torch.device("meta"):
         model = MODELS[config.model_type](config, sizes)
 
+    filling = Filling(model, device, config.dtype)
     tower = Path(vision_tower_path(config, directory))
+    own_weights = any(tower.glob("*.safetensors"))
     # Upstream takes the tower of an audio-visual model from its own folder, others from here.
-    if has_audio(config):
-        _fill_vision_tower(model, tower, device)
-    _fill(model, shards, device)
-    if _unfilled(model, VISION_TOWER):
-        _fill_vision_tower(model, tower, device)
+    if has_audio(config) and own_weights:
+        filling.fill(find_shards(tower), _vision_tower_name)
+    filling.fill(shards)
+    if filling.missing(VISION_TOWER) and own_weights:
+        filling.fill(find_shards(tower), _vision_tower_name)
     _make_buffers(model, device)
     model.tie_weights()
-    if missing := _unfilled(model):
+    if missing := filling.missing():
         raise PureKVError(
             f"{directory} lacks {len(missing)} tensors of its model, such as {missing[0]}; "
             "download it again"
@@ -124,58 +128,52 @@ def _opened(shard: Path) -> Any:
         raise PureKVError(f"{shard} is broken ({error}); download it again") from error
 
 
-def _fill(
-    model: nn.Module,
-    shards: list[Path],
-    device: torch.device,
-    rename: Callable[[str], str] = lambda name: name,
-) -> None:
-    """Give parameters that have no memory yet their values; what the model lacks is skipped."""
-    dtype: torch.dtype = model.config.dtype
-    for shard in shards:
-        with _opened(shard) as file:
-            for name in file.keys():  # noqa: SIM118 - no dictionary
-                place = _empty_parameter(model, rename(name))
-                if place is None:
-                    continue
-                module, leaf, empty = place
-                tensor = file.get_tensor(name)
-                if tensor.shape != empty.shape:
-                    raise PureKVError(
-                        f"{name} in {shard} is {tuple(tensor.shape)} and config.json makes it "
-                        f"{tuple(empty.shape)}; download the checkpoint again"
-                    )
-                # A copy, or it would stay a view of the mapped file.
-                setattr(module, leaf, nn.Parameter(tensor.to(device, dtype, copy=True)))
+class Filling:
+    """Gives the parameters of a model without memory their values, one tensor at a time."""
+
+    def __init__(self, model: Any, device: torch.device, dtype: torch.dtype) -> None:
+        self._model, self._device, self._dtype = model, device, dtype
+        self._parameters = dict(model.named_parameters())
+        self._filled: Counter[str] = Counter()  # elements
+
+    def fill(self, shards: list[Path], rename: Callable[[str], str] = str) -> None:
+        """What is filled already stays; tensors that the model lacks are skipped."""
+        filled_before = set(self._filled)
+        for shard in shards:
+            with _opened(shard) as file:
+                for name in file.keys():  # noqa: SIM118 - no dictionary
+                    target, place = expert_place(rename(name))
+                    if target in self._parameters and target not in filled_before:
+                        self._fill_one(target, place, file.get_tensor(name), f"{name} in {shard}")
+
+    def _fill_one(self, target: str, place: Place, tensor: Tensor, source: str) -> None:
+        parameter = self._parameters[target]
+        if parameter.is_meta:
+            parent, _, leaf = target.rpartition(".")
+            memory = torch.empty(parameter.shape, device=self._device, dtype=self._dtype)
+            parameter = self._parameters[target] = nn.Parameter(memory)
+            setattr(self._model.get_submodule(parent), leaf, parameter)
+        part = place(parameter.data)
+        if part.shape != tensor.shape:
+            raise PureKVError(
+                f"{source} is {tuple(tensor.shape)} and config.json makes it {tuple(part.shape)}; "
+                "download the checkpoint again"
+            )
+        part.copy_(tensor)
+        self._filled[target] += tensor.numel()
+
+    def missing(self, prefix: str = "") -> list[str]:
+        """Parameters without a value, or with a part of it; tied ones share that of another."""
+        return [
+            name
+            for name, parameter in self._model.named_parameters()
+            if name.startswith(prefix) and self._filled[name] < parameter.numel()
+        ]
 
 
-def _empty_parameter(model: nn.Module, name: str) -> tuple[nn.Module, str, nn.Parameter] | None:
-    parent, _, leaf = name.rpartition(".")
-    try:
-        module = model.get_submodule(parent)
-    except AttributeError:
-        return None
-    parameter = module._parameters.get(leaf)
-    return (module, leaf, parameter) if parameter is not None and parameter.is_meta else None
-
-
-def _fill_vision_tower(model: nn.Module, folder: Path, device: torch.device) -> None:
-    """From the tower's own folder, if that has safetensors."""
-    if any(folder.glob("*.safetensors")):
-        _fill(
-            model,
-            find_shards(folder),
-            device,
-            lambda name: VISION_TOWER + name.removeprefix("vision_model."),
-        )
-
-
-def _unfilled(model: nn.Module, prefix: str = "") -> list[str]:
-    return [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.is_meta and name.startswith(prefix)
-    ]
+def _vision_tower_name(name: str) -> str:
+    """Of a tensor in the tower's own folder."""
+    return VISION_TOWER + name.removeprefix("vision_model.")
 
 
 def _make_buffers(model: Any, device: torch.device) -> None:
