@@ -135,7 +135,9 @@ def audio_shapes() -> Shapes:
         shapes[table] = (BEATS_BUCKETS, BEATS_HEADS)
         shapes |= norm(f"{layer}.self_attn_layer_norm", BEATS)
         shapes |= linear(f"{layer}.fc1", BEATS_MLP, BEATS)
-        shapes |= linear(f"{layer}.fc2", BEATS, BEATS_MLP) | norm(f"{layer}.final_layer_norm", BEATS)
+        shapes |= linear(f"{layer}.fc2", BEATS, BEATS_MLP) | norm(
+            f"{layer}.final_layer_norm", BEATS
+        )
     shapes = {f"model.audio_tower.{name}": shape for name, shape in shapes.items()}
     shapes |= linear("model.audio_tower.predictor", 5, BEATS)
     shapes |= linear("model.mm_projector_a.0", HIDDEN, BEATS)

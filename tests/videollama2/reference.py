@@ -177,7 +177,9 @@ def beats(w: Weights, fbank: Tensor, max_distance: int) -> Tensor:
     x = norm(w, "encoder.layer_norm", x, 1e-5)
     table = w["encoder.layers.0.self_attn.relative_attention_bias.weight"]
     num_buckets, num_heads = table.shape
-    index = [[bucket(k - q, num_buckets, max_distance) for k in range(length)] for q in range(length)]
+    index = [
+        [bucket(k - q, num_buckets, max_distance) for k in range(length)] for q in range(length)
+    ]
     bias = table[torch.tensor(index)]  # [query, key, heads]
     layers = sum(name.endswith(".fc1.weight") for name in w)
     scale = (2 * layers) ** 0.25

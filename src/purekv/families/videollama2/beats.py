@@ -36,9 +36,7 @@ class BEATsConfig:
     """Tokens from which on all distances share a bucket. Only this does not show in weights."""
 
     @classmethod
-    def from_shapes(
-        cls, shapes: Mapping[str, Sequence[int]], **overrides: int
-    ) -> "BEATsConfig":
+    def from_shapes(cls, shapes: Mapping[str, Sequence[int]], **overrides: int) -> "BEATsConfig":
         """Read off the shapes of a checkpoint's tensors, named as here.
 
         Raises:
@@ -189,4 +187,3 @@ class BEATs(nn.Module):
         fbank = (fbank - FBANK_MEAN) / (2 * FBANK_STD)
         patches = self.patch_embedding(fbank[:, None]).flatten(2).transpose(1, 2)
         return self.encoder(self.post_extract_proj(self.layer_norm(patches)))
-

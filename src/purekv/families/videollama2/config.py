@@ -106,6 +106,8 @@ def _vision_config(config: Any, directory: str | Path) -> Any:
         )
     path = vision_tower_path(config, directory)
     try:
+        if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+            raise FileNotFoundError(path)  # transformers would take its defaults
         return VISION_CONFIGS[kind].from_pretrained(path)
     except (OSError, ValueError) as error:
         raise PureKVError(

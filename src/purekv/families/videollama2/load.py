@@ -93,7 +93,9 @@ def find_shards(directory: Path) -> list[Path]:
         return [directory / name for name in names]
     if found := sorted(directory.glob("*.safetensors")):
         return found
-    pickles = sorted(path.name for kind in ("*.bin", "*.pt", "*.pth") for path in directory.glob(kind))
+    pickles = sorted(
+        path.name for kind in ("*.bin", "*.pt", "*.pth") for path in directory.glob(kind)
+    )
     if pickles:
         raise PureKVError(
             f"{directory} has only pickles ({pickles[0]}), which can run code when read; convert "

@@ -150,8 +150,11 @@ class Multimodal:
                     f"{ids.shape[1]}; to go on from a cache, begin with the processor's ids, which "
                     "have a placeholder for each token of a video"
                 )
-            length, output = ids.shape[1], super().generate(  # type: ignore[misc]
-                ids.clamp(min=0), attention_mask=attention_mask, **kwargs
+            length, output = (
+                ids.shape[1],
+                super().generate(  # type: ignore[misc]
+                    ids.clamp(min=0), attention_mask=attention_mask, **kwargs
+                ),
             )
             return _behind(ids, output, length)
         prompt_ids, mask = expand(self.config, ids, attention_mask, media, padding_side="left")

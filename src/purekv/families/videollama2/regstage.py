@@ -12,9 +12,7 @@ class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of [N, C, H, W]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = layer_norm(
-            x.movedim(1, -1), self.normalized_shape, self.weight, self.bias, self.eps
-        )
+        x = layer_norm(x.movedim(1, -1), self.normalized_shape, self.weight, self.bias, self.eps)
         return x.movedim(-1, 1)
 
 
