@@ -252,14 +252,15 @@ def write(directory: Path, name: str = "mistral", seed: int = 0, shards: int = 3
     tower.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config(kind)))
     (tower / "config.json").write_text(json.dumps(tower_config(kind)))
+    clip = kind.tower.startswith("clip")
     image_processor = {
-        "image_processor_type": f"{'CLIP' if 'clip-' in kind.tower[:5] else 'Siglip'}ImageProcessor",
+        "image_processor_type": "CLIPImageProcessor" if clip else "SiglipImageProcessor",
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
         "resample": 3,
         "do_resize": True,
     }
-    if kind.tower.startswith("clip"):
+    if clip:
         image_processor |= {
             "size": {"shortest_edge": kind.image_size},
             "do_center_crop": True,

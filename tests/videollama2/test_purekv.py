@@ -1,4 +1,4 @@
-"""PureKV on VideoLLaMA2: its layouts, identity at full budget, eviction, sparse prefill, padding."""
+"""PureKV on VideoLLaMA2: layouts, identity at full budget, eviction, sparse prefill, padding."""
 
 import functools
 

@@ -7,7 +7,9 @@ with PureKV(PureKVConfig(budget=0.2))(model):
     output = model.generate(**inputs, max_new_tokens=64)
 """
 
+from purekv.families.videollama2.config import CONFIGS, read_config
 from purekv.families.videollama2.family import VideoLLaMA2
 from purekv.families.videollama2.load import load
+from purekv.families.videollama2.processor import Processor
 
-__all__ = ["VideoLLaMA2", "load"]
+__all__ = ["CONFIGS", "Processor", "VideoLLaMA2", "load", "read_config"]

@@ -39,9 +39,9 @@ class Multimodal:
       follows its video.
     """
 
-    def __init__(self, config: Any, beats: BEATsConfig | None = None) -> None:
+    def __init__(self: Any, config: Any, beats: BEATsConfig | None = None) -> None:
         super().__init__(config)  # type: ignore[call-arg]
-        decoder: Any = self.model  # type: ignore[has-type]
+        decoder = self.model
         decoder.vision_tower = VisionTower(
             config.vision_config, getattr(config, "mm_vision_select_layer", -2)
         )
@@ -138,7 +138,7 @@ class Multimodal:
         expanded from the start, as the processor does. Penalties of repetition count only new
         tokens, as upstream.
         """
-        ids = input_ids if inputs is None else inputs
+        ids: Any = input_ids if inputs is None else inputs
         media = _given(pixel_values, pixel_values_videos, audio_values)
         if not media:
             cache = cache_in(kwargs)
