@@ -184,7 +184,7 @@ def config(kind: Kind) -> dict[str, Any]:
         "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS,
         "vocab_size": VOCABULARY,
-        "max_position_embeddings": 4096,
+        "max_position_embeddings": 32768,
         "rms_norm_eps": 1e-5,
         "rope_theta": 5000.0,
         "sliding_window": 4096,

@@ -85,6 +85,20 @@ def test_tied_embeddings(tmp_path):
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
+@torch.no_grad()
+def test_a_sliding_window_is_never_left(tmp_path):
+    """Transformers would build a sliding cache, and attend to less than a kept cache holds."""
+    directory = checkpoints.write(tmp_path / "made")
+    settings = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**settings, "sliding_window": 20}))
+    model = load(directory)
+    assert model(input_ids=torch.arange(20)[None]).logits.shape[1] == 20
+    with pytest.raises(PureKVError, match="window of 20"):
+        model(input_ids=torch.arange(21)[None])
+    with pytest.raises(PureKVError, match="21 tokens"):
+        model.generate(input_ids=torch.arange(18)[None], min_new_tokens=5, max_new_tokens=5)
+
+
 def test_beats_sizes_are_read_off_the_shapes(tmp_path):
     prefix = "model.audio_tower."
     shapes = {

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from purekv import PureKVError
 from purekv.families.videollama2 import load
+from purekv.families.videollama2.beats import PositionalConv, relative_buckets
 from tests.videollama2 import checkpoints, reference
 from tests.videollama2.checkpoints import KINDS
 
@@ -126,6 +127,25 @@ def test_connector_tokens(model, name, frames):
 def test_audio_tokens(model):
     for rows in (70, 200):  # 32 and 96 tokens: further than `max_distance`
         close(model("av").encode_audio(fbank(2, rows)), audio_tokens_of("av", fbank(2, rows)), 1e-4)
+
+
+def test_buckets_at_full_size():
+    """Half a minute's tokens: near ones, far ones, and those that share the last bucket."""
+    made = relative_buckets(1496, num_buckets=320, max_distance=800)
+    for offset in range(-1495, 1496):
+        row, column = max(0, -offset), max(0, offset)
+        assert int(made[row, column]) == reference.bucket(offset, 320, 800)
+
+
+def test_the_positional_convolution_is_not_blown_up_by_small_weights():
+    conv = PositionalConv(4, kernel_size=2, groups=2)
+    with torch.no_grad():
+        conv.weight_v.normal_(0, 3e-4)  # their norm is as small as the constant under its root
+        made = conv(torch.ones(1, 3, 4))
+        norm = (conv.weight_v.double().square().sum((0, 1)) + 1e-6).sqrt()
+        steps = (conv.weight_v.double() / norm).sum(1)  # [channels, 2]
+    expected = torch.stack([steps[:, 1], steps.sum(1), steps.sum(1)])[None]
+    close(made, expected, 1e-5)
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -80,9 +80,11 @@ def read_config(directory: str | Path) -> Any:
     feature = getattr(config, "mm_vision_select_feature", "patch")
     if feature != "patch":
         raise PureKVError(f"mm_vision_select_feature={feature!r} is not supported; only patch is")
-    window = getattr(config, "sliding_window", None)
-    if window is not None and window >= config.max_position_embeddings:
-        config.sliding_window = None  # a window that no prompt can leave
+    config.longest_prompt = None
+    if model_type != VideoLLaMA2Qwen2Config.model_type:
+        # Released checkpoints have no window. One that has attends to all within it, and the model
+        # refuses to leave it.
+        config.longest_prompt, config.sliding_window = config.sliding_window, None
     config.vision_config = _vision_config(config, directory)
     config.audio_patch_size = 16
     config.num_frames = getattr(config, "num_frames", None) or DEFAULT_FRAMES

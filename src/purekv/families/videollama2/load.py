@@ -31,7 +31,7 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Any:
-    """A VideoLLaMA2 model for inference.
+    """A VideoLLaMA2 model for inference: its parameters take no gradient.
 
     Args:
         checkpoint_dir: config.json, safetensors, and the folder that `mm_vision_tower` names
@@ -153,7 +153,7 @@ class Filling:
         if parameter.is_meta:
             parent, _, leaf = target.rpartition(".")
             memory = torch.empty(parameter.shape, device=self._device, dtype=self._dtype)
-            parameter = self._parameters[target] = nn.Parameter(memory)
+            parameter = self._parameters[target] = nn.Parameter(memory, requires_grad=False)
             setattr(self._model.get_submodule(parent), leaf, parameter)
         part = place(parameter.data)
         if part.shape != tensor.shape:

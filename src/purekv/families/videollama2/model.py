@@ -86,6 +86,15 @@ class Multimodal:
             embeds = embeds.masked_scatter(here, encode[name](values).to(embeds.dtype))
         return embeds
 
+    def _check_length(self: Any, length: int, cache: Any) -> None:
+        longest = self.config.longest_prompt
+        length += 0 if cache is None else cache.get_seq_length()
+        if longest is not None and length > longest:
+            raise PureKVError(
+                f"{length} tokens, and this checkpoint attends within a sliding window of "
+                f"{longest}, which is supported up to that length; use fewer frames"
+            )
+
     def forward(
         self: Any,
         input_ids: Tensor | None = None,
@@ -111,6 +120,7 @@ class Multimodal:
             if media:
                 input_ids, attention_mask = expand(self.config, input_ids, attention_mask, media)
             inputs_embeds = self.embed_prompt(input_ids, media)
+        self._check_length(inputs_embeds.shape[1], cache_in(kwargs))
         return super().forward(  # type: ignore[misc]
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
