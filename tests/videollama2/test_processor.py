@@ -154,6 +154,7 @@ def test_sound_is_mixed_and_resampled(tmp_path):
     assert abs(len(wave) - 16000) < 50
     expected = 0.25 * np.sin(np.arange(len(wave)) / 16000 * 2 * np.pi * 440)
     assert np.abs(wave - expected)[200:-200].max() < 0.02
+    assert np.array_equal(read_audio(path, start=0.25, end=0.5), wave[4000:8000])
 
 
 def test_a_video_without_sound_is_silent(directory, tmp_path):
@@ -196,6 +197,6 @@ def test_the_command_line(directory, video, capsys, name):
     out, err = capsys.readouterr()
     assert not leaving.value.code, err
     data = json.loads(out)
-    assert data["visual_tokens"] == (48 if name == "mistral" else 18)
+    assert data["visual_tokens"] == {"mistral": 48, "qwen2": 18, "av": 18 + 1496}[name]
     assert len(data["answers"]) == len(data["dense"]["answers"]) == 2
     assert data["kv_bytes_kept"] < data["kv_bytes_full"] == data["dense"]["kv_bytes_kept"]

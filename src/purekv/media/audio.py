@@ -10,8 +10,12 @@ from purekv.errors import PureKVError
 from purekv.media.files import check_file
 
 
-def read_audio(path: str | Path, rate: int = 16000) -> np.ndarray | None:
+def read_audio(
+    path: str | Path, rate: int = 16000, start: float = 0.0, end: float | None = None
+) -> np.ndarray | None:
     """Float32 [samples] in -1 to 1 at `rate` per second, channels mixed; None without sound.
+
+    From second `start` to `end` (None: to the end of the file).
 
     Raises PureKVError for a file that cannot be decoded.
     """
@@ -31,4 +35,7 @@ def read_audio(path: str | Path, rate: int = 16000) -> np.ndarray | None:
         raise PureKVError(
             f"sound that cannot be decoded: {path} ({error.strerror}); re-encode it, e.g. as wav"
         ) from error
-    return np.concatenate(parts).astype(np.float32) / 2**15 if parts else None
+    if not parts:
+        return None
+    stop = None if end is None else round(end * rate)
+    return np.concatenate(parts)[round(start * rate) : stop].astype(np.float32) / 2**15

@@ -33,10 +33,12 @@ class Clip:
 
     frames: uint8 [num_frames, height, width, 3], RGB.
     fps: sampled frames per second of video, at most the file's own rate.
+    wave: its sound as `read_audio` makes it, if it was asked for and there is any.
     """
 
     frames: np.ndarray
     fps: float
+    wave: np.ndarray | None = None
 
     @property
     def metadata(self) -> VideoMetadata:

@@ -111,9 +111,8 @@ class Processor:
         media: dict[str, Any] = {}
         if video is not None:
             media["videos"] = [read_frames(video, self._frame_numbers)]
-            if sound and has_audio(self.config):
-                wave = read_audio(video)
-                media["audio"] = [video_clips(np.zeros(1) if wave is None else wave)]
+            if sound and self.hears:
+                media["audio"] = [read_audio(video)]
         if image is not None:
             media["images"] = [read_image(image)]
         if audio is not None:
@@ -134,8 +133,9 @@ class Processor:
         text: str | Sequence[str],
         images: Sequence[Any] | None = None,
         videos: Sequence[Any] | None = None,
-        audio: Sequence[np.ndarray] | None = None,
+        audio: Sequence[np.ndarray | None] | None = None,
         *,
+        padding: bool = True,
         return_tensors: str = "pt",
         images_kwargs: dict[str, Any] | None = None,
         videos_kwargs: dict[str, Any] | None = None,
@@ -146,8 +146,12 @@ class Processor:
             text: prompts with tags, chat template applied.
             images: pictures, or uint8 [height, width, 3].
             videos: frames of each, uint8 [frames, height, width, 3]; as many in all of them.
-            audio: waves [samples] in -1 to 1 at 16 kHz; without an <audio> tag those of videos.
+            audio: waves [samples] in -1 to 1 at 16 kHz; without an <audio> tag those of the
+                videos, None for a silent one.
+            padding, return_tensors: as transformers' processors have them; there is no choice.
         """
+        if not padding or return_tensors != "pt":
+            raise PureKVError('padding is always on and return_tensors always "pt"; leave them out')
         for settings in (images_kwargs or {}, videos_kwargs or {}):
             if "size" in settings:
                 size = self.config.vision_config.image_size
@@ -160,10 +164,11 @@ class Processor:
             media["pixel_values"] = self._pixels(images)
         if videos:
             media["pixel_values_videos"] = self._videos(videos)
+        prompts = [text] if isinstance(text, str) else text
         if audio:
-            banks = [torch.from_numpy(fbank(thirty_seconds(wave))) for wave in audio]
-            media["audio_values"] = torch.stack(banks).bfloat16().float()  # upstream's rounding
-        rows = [self._tokenize(prompt) for prompt in ([text] if isinstance(text, str) else text)]
+            alone = any(self.audio_token in prompt for prompt in prompts)
+            media["audio_values"] = self._filter_banks(audio, alone)
+        rows = [self._tokenize(prompt) for prompt in prompts]
         width = max(map(len, rows))
         pad = self.tokenizer.pad_token_id
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
@@ -201,6 +206,13 @@ class Processor:
         # The connector takes frames in pairs.
         return torch.stack([one if len(one) > 1 else one.expand(2, -1, -1, -1) for one in made])
 
+    def _filter_banks(self, waves: Sequence[np.ndarray | None], alone: bool) -> Tensor:
+        """[n, rows, 128]; of a video's sound clips are taken, of a file its first half minute."""
+        heard = [np.zeros(1, np.float32) if wave is None else wave for wave in waves]
+        heard = heard if alone else [video_clips(wave) for wave in heard]
+        banks = [torch.from_numpy(fbank(thirty_seconds(wave))) for wave in heard]
+        return torch.stack(banks).bfloat16().float()  # upstream's rounding
+
     def apply_chat_template(
         self,
         messages: Sequence[dict[str, Any]],
@@ -216,6 +228,11 @@ class Processor:
         return self.tokenizer.apply_chat_template(
             plain, tokenize=False, add_generation_prompt=add_generation_prompt
         )
+
+    @property
+    def hears(self) -> bool:
+        """Whether the model takes a video's sound."""
+        return has_audio(self.config)
 
     @property
     def chat_template(self) -> Any:
