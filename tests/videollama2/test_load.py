@@ -74,6 +74,26 @@ def test_a_checkpoint_without_the_tower_takes_the_folders(tmp_path):
     assert torch.equal(tower.embeddings.patch_embedding.bias, theirs)
 
 
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("place", ["inside", "deeper", "elsewhere"])
+def test_the_tower_is_found_by_its_folder(tmp_path, place, flat):
+    """With the tower's own config alone, or inside that of the two-tower model."""
+    directory = checkpoints.write(tmp_path / "clip-and-more", "qwen2")
+    settings = json.loads((directory / "config.json").read_text())
+    names = {"inside": "siglip-tiny", "deeper": "towers/siglip", "elsewhere": tmp_path / "siglip"}
+    folder = directory / names[place]
+    folder.parent.mkdir(exist_ok=True)
+    (directory / "siglip-tiny").rename(folder)
+    if flat:
+        own = json.loads((folder / "config.json").read_text())["vision_config"]
+        (folder / "config.json").write_text(json.dumps(own))
+    settings["mm_vision_tower"] = str(names[place])
+    (directory / "config.json").write_text(json.dumps(settings))
+    model = load(directory)
+    assert model.config.vision_config.model_type == "siglip_vision_model"
+    assert model.config.vision_config.hidden_size == checkpoints.VISION
+
+
 def test_tied_embeddings(tmp_path):
     directory = checkpoints.write(tmp_path / "made", "qwen2", shards=1)
     settings = json.loads((directory / "config.json").read_text())
@@ -155,7 +175,7 @@ def spoil(directory, how):
         ("lacks a tensor", "lacks . tensors"),
         ("other shape", "config.json makes it"),
         ({"mm_projector_type": "spatial_conv"}, "supported are stc_connector"),
-        ({"mm_vision_tower": "eva"}, "clip or siglip"),
+        ({"mm_vision_tower": "eva"}, "CLIP and SigLIP are"),
         ({"mm_vision_select_feature": "cls_patch"}, "only patch"),
         ({"model_type": "llava"}, "not VideoLLaMA2's"),
     ],

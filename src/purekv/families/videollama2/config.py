@@ -20,7 +20,7 @@ SAMPLER_PADDING = {"stc_connector": 1, "stc_connector_v35": 0}
 `mm_projector_type`."""
 
 VISION_CONFIGS = {"siglip": SiglipVisionConfig, "clip": CLIPVisionConfig}
-"""By the word in a tower's name that upstream goes by."""
+"""By the word in a tower's name or model type."""
 
 MEL_BINS = 128
 DEFAULT_FRAMES = 8
@@ -101,21 +101,27 @@ def vision_tower_path(config: Any, directory: str | Path) -> str:
 
 def _vision_config(config: Any, directory: str | Path) -> Any:
     name = str(getattr(config, "mm_vision_tower", None))
-    kind = next((kind for kind in VISION_CONFIGS if kind in name.lower()), None)
-    if kind is None:
-        raise PureKVError(
-            f"mm_vision_tower={name!r} is not supported; its name must say clip or siglip"
-        )
     path = vision_tower_path(config, directory)
     try:
-        if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-            raise FileNotFoundError(path)  # transformers would take its defaults
+        kind = _tower_kind(name, Path(path))
         return VISION_CONFIGS[kind].from_pretrained(path)
     except (OSError, ValueError) as error:
+        if isinstance(error, PureKVError):
+            raise
         raise PureKVError(
             f"cannot read the config of the vision tower {name!r}; put that folder (config.json "
             f"and preprocessor_config.json) inside {directory}"
         ) from error
+
+
+def _tower_kind(name: str, folder: Path) -> str:
+    """What the tower's folder says it is; of one on the hub, its name."""
+    if folder.is_dir():
+        name = json.loads((folder / "config.json").read_text()).get("model_type", name)
+    for kind in VISION_CONFIGS:
+        if kind in name.lower():
+            return kind
+    raise PureKVError(f"the vision tower {name!r} is not supported; CLIP and SigLIP are")
 
 
 def video_grid(config: Any, num_frames: int) -> tuple[int, int, int]:
