@@ -1,6 +1,7 @@
 """PureKV on VideoLLaMA2: layouts, identity at full budget, eviction, sparse prefill, padding."""
 
 import functools
+import time
 
 import pytest
 import torch
@@ -169,6 +170,25 @@ def test_a_plain_forward_is_compressed_too(model):
         ours.generate(**inputs, max_new_tokens=1)
         assert run.report.kv_bytes_kept == forward
         assert run.report.seconds["vision"] > 0
+
+
+def test_towers_and_connectors_count_as_vision(model):
+    """Also where `generate` runs them before the model."""
+    ours, inputs = model("av"), prompt("av")
+    parts = ("vision_tower", "mm_projector", "audio_tower", "mm_projector_a")
+
+    def dawdle(module, args, output):
+        time.sleep(0.05)
+
+    hooks = [getattr(ours.model, part).register_forward_hook(dawdle) for part in parts]
+    with PureKV(PureKVConfig(budget=0.2))(ours) as run:
+        ours.generate(**inputs, max_new_tokens=1)
+        encoded = run.report.seconds["vision"]
+        with torch.no_grad():
+            ours(**inputs)
+        assert min(encoded, run.report.seconds["vision"]) > 0.2
+    for hook in hooks:
+        hook.remove()
 
 
 def test_a_second_turn_goes_on_where_the_first_ended(model):

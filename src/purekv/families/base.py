@@ -47,6 +47,10 @@ class Family:
     def vision_tower(self, model: nn.Module) -> nn.Module:
         raise NotImplementedError
 
+    def encoders(self, model: nn.Module) -> tuple[nn.Module, ...]:
+        """The modules that make features of pixels and sound, one after another."""
+        return (self.vision_tower(model),)
+
     def visual_token_ids(self, config: Any) -> dict[str, int]:
         """The placeholder id of each modality."""
         raise NotImplementedError

@@ -32,6 +32,10 @@ class VideoLLaMA2(Family):
     def vision_tower(self, model: nn.Module) -> nn.Module:
         return model.model.vision_tower
 
+    def encoders(self, model: nn.Module) -> tuple[nn.Module, ...]:
+        names = ("vision_tower", "mm_projector", "audio_tower", "mm_projector_a")
+        return tuple(getattr(model.model, name) for name in names if hasattr(model.model, name))
+
     def visual_token_ids(self, config: Any) -> dict[str, int]:
         return {"image": IMAGE, "video": VIDEO, "audio": AUDIO}
 
