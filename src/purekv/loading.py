@@ -21,6 +21,10 @@ from transformers import (
 
 from purekv import families
 from purekv.errors import PureKVError
+from purekv.families import videollama2
+
+OWN_FAMILIES = dict.fromkeys(videollama2.CONFIGS, videollama2)
+"""Model types that transformers does not have: modules with `read_config`, `load`, `Processor`."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -47,6 +51,8 @@ class Checkpoint:
 
     def processor(self) -> ProcessorMixin:
         with self._explained():
+            if own := OWN_FAMILIES.get(self.config.model_type):
+                return own.Processor.from_pretrained(self.name)
             return AutoProcessor.from_pretrained(self.name, trust_remote_code=False)
 
     def model(self, *, device: str = "auto", dtype: str = "auto") -> PreTrainedModel:
@@ -59,6 +65,10 @@ class Checkpoint:
         """
         target = find_device(device)
         with self._explained():
+            if own := OWN_FAMILIES.get(self.config.model_type):
+                kind = _dtype(dtype, target)
+                kind = kind if isinstance(kind, torch.dtype) else None
+                return own.load(self.name, device=target, dtype=kind)
             model = AutoModelForImageTextToText.from_pretrained(
                 self.name, config=self.config, dtype=_dtype(dtype, target), use_safetensors=True
             )
@@ -68,7 +78,7 @@ class Checkpoint:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, PureKVError):
             raise
         except RuntimeError as error:
             raise PureKVError(
@@ -88,6 +98,8 @@ def _config(name: str) -> Any:
             raise PureKVError(
                 f"{name} has no config.json; give a transformers checkpoint directory"
             )
+        if own := OWN_FAMILIES.get(_model_type(path / "config.json")):
+            return own.read_config(path)
     elif path.exists():
         raise PureKVError(f"{name} is a file; give the checkpoint's directory")
     elif not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
@@ -99,6 +111,13 @@ def _config(name: str) -> Any:
             f"cannot load the config of {name}: {_first_sentence(error)}; "
             "give a checkpoint directory or a hub id such as Qwen/Qwen2.5-VL-3B-Instruct"
         ) from error
+
+
+def _model_type(config: Path) -> Any:
+    try:
+        return json.loads(config.read_text()).get("model_type")
+    except (ValueError, AttributeError):  # transformers says what is wrong
+        return None
 
 
 def fingerprint(model: PreTrainedModel) -> str:

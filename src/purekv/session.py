@@ -6,7 +6,7 @@ are appended to those already fed, so that the cache stays a prefix of the promp
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 from transformers.cache_utils import Cache
 
 from purekv.errors import PureKVError
-from purekv.media import Clip, Progress, read_video
+from purekv.media import Clip, Progress, read_audio, read_video
 from purekv.upstream import CACHE, cache_of
 
 _ANSWER = "[[the answer goes here]]"
@@ -43,10 +43,11 @@ def read_clip(
     end: float | None = None,
     progress: Progress | None = None,
 ) -> Clip:
-    """Read a video as a model's own video processor would sample it, where not told otherwise."""
+    """Read a video as a model's own video processor would sample it, where not told otherwise;
+    with its sound, if the model hears."""
     video = processor.video_processor
     pixels = max_pixels or video.size["longest_edge"]
-    return read_video(
+    clip = read_video(
         path,
         fps=fps if fps is not None else getattr(video, "fps", None) or 2.0,
         min_frames=getattr(video, "min_frames", 1),
@@ -57,6 +58,9 @@ def read_clip(
         end=end,
         progress=progress,
     )
+    if not getattr(processor, "hears", False):
+        return clip
+    return replace(clip, wave=read_audio(path, start=start, end=end))
 
 
 class Chat:
@@ -154,6 +158,8 @@ class Chat:
                 "do_sample_frames": False,
                 **self._size(self.processor.video_processor),
             }
+            if getattr(self.processor, "hears", False):
+                media["audio"] = [clip.wave for clip in self._videos]
         return self.processor(text=[self._render([message])], return_tensors="pt", **media)
 
     def _next_prompt(self, message: dict[str, Any], past: Tensor) -> BatchFeature:

@@ -26,7 +26,7 @@ class PhaseTimer:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._vision = families.for_config(model.config).vision_tower(model)
+        self._encoders = families.for_config(model.config).encoders(model)
         self._handles: list[RemovableHandle] = []
         self._started: dict[str, Stamp] = {}
         self._encoded: list[tuple[Stamp, Stamp]] = []
@@ -42,16 +42,16 @@ class PhaseTimer:
         }
 
     def __enter__(self) -> "PhaseTimer":
-        model, vision = self._model, self._vision
+        model = self._model
         self._handles = [
             model.register_forward_pre_hook(self._start("forward"), with_kwargs=True),
             # Also after a failed forward, whose start would else be taken for the next one's.
             model.register_forward_hook(self._stop_forward, with_kwargs=True, always_call=True),
         ]
-        if vision is not None:
+        for encoder in self._encoders:
             self._handles += [
-                vision.register_forward_pre_hook(self._start("vision"), with_kwargs=True),
-                vision.register_forward_hook(self._stop_vision),
+                encoder.register_forward_pre_hook(self._start("vision"), with_kwargs=True),
+                encoder.register_forward_hook(self._stop_vision),
             ]
         return self
 

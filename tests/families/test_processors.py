@@ -43,7 +43,8 @@ def layout_of(
     metadata = VideoMetadata(6, fps=1.0, duration=6.0, frames_indices=list(range(6)))
     pictures = [random.integers(0, 256, (16, 32, 3), dtype=np.uint8)] if image else None
     inputs = processor(
-        text=[text], images=pictures, videos=[[frames]] if nested else [frames], return_tensors="pt",
+        text=[text], images=pictures, videos=[[frames]] if nested else [frames],
+        return_tensors="pt",
         videos_kwargs={
             "video_metadata": [[metadata]] if nested else [metadata], "do_sample_frames": False},
     )  # fmt: skip

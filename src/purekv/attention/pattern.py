@@ -236,7 +236,7 @@ def _split(
     """Anchors and clip of one image or video."""
     time, height, width = medium[0].grid
     start = medium[0].start
-    if medium[0].modality == "image":
+    if medium[0].modality != "video":  # audio is a picture of time and frequency
         rows, height = time * height, max(1, image_band // width)
         bands = max(0, rows // height - 1)
         first = start + (rows - bands * height) * width  # the anchor has the rows left over

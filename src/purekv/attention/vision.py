@@ -108,10 +108,13 @@ class BatchedChunks:
         dropout: float = 0.0,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        """The registered attention function: [1, H, S, D] each, to [1, S, H, D]."""
-        if cu_seq_lens_q is None:  # a tower that splits by itself
-            chunk = Chunks(((1, query.shape[2]),), None, None)
-            return chunk.attend(query, key, value, scaling, dropout), None
+        """The registered attention function: [B, H, S, D] each, to [B, S, H, D]; B is 1 in a tower
+        of chunks."""
+        if cu_seq_lens_q is None:  # a tower that splits by itself, or has a batch of frames
+            output = F.scaled_dot_product_attention(
+                query, key, value, scale=scaling, dropout_p=dropout
+            )
+            return output.transpose(1, 2), None
         if cu_seq_lens_q not in self._chunks:
             # A CPU takes longer to move tokens than to make the calls that this saves.
             self._chunks[cu_seq_lens_q] = Chunks.of(cu_seq_lens_q, sort=query.is_cuda)

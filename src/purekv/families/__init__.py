@@ -17,6 +17,7 @@ from purekv.families.qwen3_vl import Qwen3VL
 from purekv.families.smolvlm import SmolVLM
 from purekv.families.text import Text
 from purekv.families.video_llama_3 import VideoLlama3
+from purekv.families.videollama2 import VideoLLaMA2
 
 _FAMILIES: tuple[Family, ...] = (
     Qwen2VL(),
@@ -30,6 +31,7 @@ _FAMILIES: tuple[Family, ...] = (
     SmolVLM(),
     Gemma3(),
     VideoLlama3(),
+    VideoLLaMA2(),
     Text(),
 )
 GENERIC = Generic()

@@ -81,6 +81,11 @@ class Family:
         """First layers behind which visual features of all tokens are added."""
         return 0
 
+    def encoders(self, model: nn.Module) -> tuple[nn.Module, ...]:
+        """The modules that make features of pixels and sound, one after another."""
+        tower = self.vision_tower(model)
+        return () if tower is None else (tower,)
+
     def visual_token_ids(self, config: Any) -> dict[str, int]:
         """The placeholder id of each modality."""
         return {"image": config.image_token_id}

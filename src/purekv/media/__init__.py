@@ -1,7 +1,17 @@
-"""Media at the edge of the library: files in, uint8 RGB frames out. Knows nothing of models."""
+"""Media at the edge of the library: files in, uint8 RGB frames and waves out. Knows nothing of
+models."""
 
+from purekv.media.audio import read_audio
 from purekv.media.files import check_file
 from purekv.media.image import read_image
-from purekv.media.video import Clip, Progress, read_video
+from purekv.media.video import Clip, Progress, read_frames, read_video
 
-__all__ = ["Clip", "Progress", "check_file", "read_image", "read_video"]
+__all__ = [
+    "Clip",
+    "Progress",
+    "check_file",
+    "read_audio",
+    "read_frames",
+    "read_image",
+    "read_video",
+]

@@ -6,7 +6,7 @@ converted; stretches without a sample are skipped by seeking to the next key fra
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,10 +33,12 @@ class Clip:
 
     frames: uint8 [num_frames, height, width, 3], RGB.
     fps: sampled frames per second of video, at most the file's own rate.
+    wave: its sound as `read_audio` makes it, if it was asked for and there is any.
     """
 
     frames: np.ndarray
     fps: float
+    wave: np.ndarray | None = None
 
     @property
     def metadata(self) -> VideoMetadata:
@@ -98,6 +100,33 @@ def read_video(
             "re-encode it, e.g. as H.264 mp4"
         ) from error
     return Clip(np.stack(frames), rate)
+
+
+def read_frames(path: str | Path, choose: Callable[[int], Sequence[int]]) -> np.ndarray:
+    """The frames whose numbers, ascending, `choose` answers for a video of that many frames.
+
+    For models that sample by number, not by time. uint8 [num_frames, height, width, 3].
+
+    Raises PureKVError for a file that cannot be decoded.
+    """
+    path = Path(path)
+    check_file(path, "video")
+    try:
+        with av.open(str(path)) as container:
+            stream = _video_stream(container, path)
+            packets = container.demux(stream)
+            stamps = sorted(packet.pts for packet in packets if packet.pts is not None)
+            if not stamps:
+                raise PureKVError(f"no frames in {path}; re-encode it, e.g. as H.264 mp4")
+            container.seek(0)
+            times = [stamps[number] * _tick(stream) for number in choose(len(stamps))]
+            frames = [_to_rgb(frame, None) for frame in _frames_at(container, stream, times, path)]
+    except av.error.FFmpegError as error:
+        raise PureKVError(
+            f"not a video that can be decoded: {path} ({error.strerror}); "
+            "re-encode it, e.g. as H.264 mp4"
+        ) from error
+    return np.stack(frames)
 
 
 def _check_settings(fps: float, max_frames: int, start: float, end: float | None) -> None:
