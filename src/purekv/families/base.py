@@ -36,6 +36,8 @@ class Family:
     """For people."""
     model_types: tuple[str, ...] = ()
     """`config.model_type` of the models it serves."""
+    native: bool = True
+    """Whether its models are transformers' own; else they come with purekv."""
     checkpoints: tuple[str, ...] = ()
     """Published checkpoints, as examples for documentation."""
     modalities: tuple[str, ...] = ("image", "video")

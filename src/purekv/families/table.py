@@ -17,8 +17,8 @@ BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
 
 
 def rows() -> list[dict[str, Any]]:
-    """One a family, in the order of the registry; `present` where the installed transformers has
-    its models."""
+    """One a family, in the order of the registry; `present` where the installed transformers, or
+    purekv itself, has its models."""
     return [_row(family) for family in [*dict.fromkeys(FAMILIES.values()), GENERIC]]
 
 
@@ -26,7 +26,7 @@ def _row(family: Family) -> dict[str, Any]:
     return {
         "family": family.name,
         "model_types": list(family.model_types),
-        "present": all(name in CONFIG_MAPPING for name in family.model_types),
+        "present": not family.native or all(name in CONFIG_MAPPING for name in family.model_types),
         "checkpoints": list(family.checkpoints),
         "modalities": list(family.modalities),
         "attention": list(family.attention),

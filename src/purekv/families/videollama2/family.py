@@ -17,6 +17,7 @@ class VideoLLaMA2(Family):
 
     name = "VideoLLaMA2, 2.1 and 2.1-AV"
     model_types = tuple(CONFIGS)
+    native = False
     checkpoints = (
         "DAMO-NLP-SG/VideoLLaMA2-7B-16F",
         "DAMO-NLP-SG/VideoLLaMA2.1-7B-16F",
