@@ -32,6 +32,14 @@ class Chunk:
     compaction: Compaction
     slots: Tensor | None
     """Of the prompt's positions, int64 [N]; None if the prompt goes on in a later step."""
+    row: int
+    """Of the block table."""
+
+    @property
+    def behind(self) -> slice | None:
+        """Rows behind the prompt: what a request that was preempted had answered before."""
+        start = self.rows.start + self.request.tokens - self.start
+        return slice(start, self.rows.stop) if start < self.rows.stop else None
 
 
 @dataclass
@@ -39,6 +47,8 @@ class Plan:
     """What a step has to do besides attention."""
 
     chunks: list[Chunk]
+    behind: dict[int, Any]
+    """Attention metadata of the rows behind a prompt that ends in this step, by row."""
     scorer: Scorer
 
 
@@ -87,8 +97,13 @@ class CompactingBuilder:
         holes, chunks = self._sort_rows(common_attn_metadata, self._settings)
         if any(holes):
             common_attn_metadata = without_holes(common_attn_metadata, holes)
+        behind = {
+            chunk.row: build(0, only_behind(common_attn_metadata, chunk))
+            for chunk in chunks
+            if chunk.behind
+        }
         metadata = build(common_prefix_len, common_attn_metadata, fast_build)
-        metadata.plan = Plan(chunks, self._scorer)
+        metadata.plan = Plan(chunks, behind, self._scorer)
         return metadata
 
     def _sort_rows(
@@ -117,7 +132,7 @@ class CompactingBuilder:
             ends = lengths[row] >= request.tokens
             slots = _slots(table[row], request.tokens, self._block_size) if ends else None
             compaction = Compaction(request, hole, settings.window, settings.sinks)
-            chunks.append(Chunk(request, rows, start, compaction, slots))
+            chunks.append(Chunk(request, rows, start, compaction, slots, row))
         return holes, chunks
 
 
@@ -141,6 +156,31 @@ def without_holes(common: Any, holes: list[Hole | None]) -> Any:
     seq_lens = common.seq_lens.clone()
     seq_lens[:rows] -= torch.tensor(entries, dtype=seq_lens.dtype, device=seq_lens.device)
     return common.replace(block_table_tensor=table, seq_lens=seq_lens)
+
+
+def only_behind(common: Any, chunk: Chunk) -> Any:
+    """Attention metadata of a chunk's rows behind the prompt, as if they came in a step of their
+    own: they meet what the prompt left."""
+    rows = chunk.behind
+    assert rows is not None
+    count = rows.stop - rows.start
+    starts = torch.tensor([0, count], dtype=common.query_start_loc_cpu.dtype)
+    length = chunk.request.tokens + count
+    one = common.replace(
+        query_start_loc=starts.to(common.query_start_loc.device),
+        query_start_loc_cpu=starts,
+        seq_lens=torch.full_like(common.seq_lens[:1], length),
+        seq_lens_cpu_upper_bound=torch.tensor([length], dtype=torch.int32),
+        num_reqs=1,
+        num_actual_tokens=count,
+        max_query_len=count,
+        max_seq_len=length,
+        block_table_tensor=common.block_table_tensor[chunk.row : chunk.row + 1],
+        slot_mapping=common.slot_mapping[rows],
+        is_prefilling=None,
+        positions=None,
+    )
+    return without_holes(one, [chunk.compaction.hole])
 
 
 class CompactingImpl:
@@ -169,16 +209,18 @@ class CompactingImpl:
             layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs
         )
         plan: Plan | None = getattr(attn_metadata, "plan", None)
-        if plan is not None and plan.chunks:
-            layer_idx = extract_layer_index(layer.layer_name)
-            for chunk in plan.chunks:
-                self._take(layer, layer_idx, plan.scorer, chunk, query, key, value, kv_cache)
+        for chunk in plan.chunks if plan is not None else ():
+            assert plan is not None
+            self._take(layer, plan.scorer, chunk, query, key, value, kv_cache)
+            if chunk.behind:
+                states = (one[chunk.behind] for one in (query, key, value))
+                behind = plan.behind[chunk.row], output[chunk.behind]
+                super().forward(layer, *states, kv_cache, *behind, *args, **kwargs)  # type: ignore[misc]
         return attended
 
     def _take(
         self,
         layer: Any,
-        layer_idx: int,
         scorer: Scorer,
         chunk: Chunk,
         query: Tensor,
@@ -187,6 +229,7 @@ class CompactingImpl:
         kv_cache: Tensor,
     ) -> None:
         """One chunk's part in the compaction of its prompt, at one layer."""
+        layer_idx = extract_layer_index(layer.layer_name)
         compaction, tokens = chunk.compaction, chunk.request.tokens
         window = slice(max(chunk.start, compaction.window_start), tokens)
         before = chunk.request.observers.pop(layer_idx, [])
