@@ -82,6 +82,7 @@ class Engines:
             "engine": arguments | engine,
             "prompts": prompts,
             "new_tokens": new_tokens,
+            "asynchronous": False,
             **(requests or {}),
         }
         source = self._folder / f"asked-{self._runs}.json"

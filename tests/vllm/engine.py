@@ -12,12 +12,15 @@ import sys
 
 if __name__ == "__main__":
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # so that the scheduler can be looked at
-    from vllm import LLM, SamplingParams
+    from vllm import SamplingParams
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
 
     with open(sys.argv[1]) as file:
         asked = json.load(file)
-    llm = LLM(**asked["engine"])
-    engine = llm.llm_engine
+    config = EngineArgs(**asked["engine"]).create_engine_config()
+    config.scheduler_config.async_scheduling = asked["asynchronous"]  # the CPU platform resets it
+    engine = LLMEngine.from_vllm_config(config)
     scheduler = engine.engine_core.engine_core.scheduler
     pool = scheduler.kv_cache_manager.block_pool
     free_at_start = pool.get_num_free_blocks()
@@ -58,7 +61,7 @@ if __name__ == "__main__":
         "freed_blocks": getattr(manager, "freed_blocks", 0),
         "blocks_lost": free_at_start - pool.get_num_free_blocks(),
         "left_in_manager": len(manager.req_to_blocks),
-        "asynchronous": bool(engine.vllm_config.scheduler_config.async_scheduling),
+        "scheduler": type(scheduler).__name__,
     }
     with open(sys.argv[2], "w") as file:
         json.dump(result, file)

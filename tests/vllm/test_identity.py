@@ -57,10 +57,9 @@ def prompts() -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def expected(checkpoint: Path, prompts: list[list[int]]) -> dict[str, list[list[int]]]:
-    scorers = ("clie", "snapkv", "value_norm")
+    references = {name: reference(checkpoint, name) for name in ("clie", "snapkv", "value_norm")}
     return {
-        scorer: [reference(checkpoint, scorer).answer(prompt, NEW) for prompt in prompts]
-        for scorer in scorers
+        name: [one.answer(prompt, NEW) for prompt in prompts] for name, one in references.items()
     }
 
 
@@ -87,10 +86,10 @@ def test_answers_are_those_of_transformers(
         prompts,
         [NEW] * len(prompts),
         settings,
+        {"asynchronous": asynchronous},
         max_num_batched_tokens=chunk,
-        async_scheduling=asynchronous,
     )
-    assert got["asynchronous"] == asynchronous
+    assert got["scheduler"] == ("AsyncScheduler" if asynchronous else "Scheduler")
     assert got["preemptions"] == 0
     assert got["answers"] == expected[scorer]
     assert got["freed_blocks"] == freed_by(settings, LENGTHS) > 0
@@ -105,10 +104,10 @@ def test_preempted_requests_go_on_as_if_nothing_had_happened(
         prompts,
         [NEW] * len(prompts),
         {**SETTINGS, "scorer": "clie"},
+        {"asynchronous": asynchronous},
         num_gpu_blocks_override=40,
         max_model_len=1152,
         max_num_batched_tokens=256,
-        async_scheduling=asynchronous,
     )
     assert got["preemptions"] > 0
     assert got["answers"] == expected["clie"]
