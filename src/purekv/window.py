@@ -72,13 +72,18 @@ def window_attention(
         float32 [B, num_key_value_heads, groups, S]; each row sums to 1 (to 0 in a row of the
         batch that has no window).
     """
-    batch, num_heads, seq_len, head_dim = query.shape
-    num_kv_heads = key.shape[1]
+    rows = window.position[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
+    return observed_attention(query.gather(2, rows), key, scaling, window, is_token)
+
+
+def observed_attention(
+    observers: Tensor, key: Tensor, scaling: float, window: Window, is_token: Tensor
+) -> Tensor:
+    """The same, from the window's queries alone: [B, num_attention_heads, W, D], in its order."""
+    batch, num_heads, width, head_dim = observers.shape
+    num_kv_heads, seq_len = key.shape[1:3]
     groups = num_heads // num_kv_heads
-    width = window.position.shape[1]
-    rows = window.position[:, None, :, None].expand(-1, num_heads, -1, head_dim)
-    observers = query.gather(2, rows).float().view(batch, num_kv_heads, groups, width, head_dim)
-    observers *= scaling
+    observers = observers.float().view(batch, num_kv_heads, groups, width, head_dim) * scaling
     key_t = key.float().transpose(-1, -2)  # [B, Hkv, D, S]
     positions = torch.arange(seq_len, device=key.device)
     total = torch.zeros(batch, num_kv_heads, groups, seq_len, device=key.device)

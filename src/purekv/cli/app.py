@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from purekv.cli import bench, evaluate, families, inspect, reference, run
+from purekv.cli import bench, evaluate, families, inspect, reference, run, serve
 from purekv.cli.arguments import ManyValues
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("bench")(bench.bench)
 app.command("inspect", cls=ManyValues)(inspect.inspect)
 app.command("families")(families.families)
+app.command("serve", context_settings=serve.PASSED_ON)(serve.serve)
 app.add_typer(reference.app, name="reference")
 
 

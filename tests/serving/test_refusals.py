@@ -1,0 +1,68 @@
+"""What cannot be served is refused at start-up, with the fix."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from purekv.errors import PureKVError
+from purekv.serving.command import server_command
+from purekv.serving.refusals import check_engine
+from purekv.serving.settings import KEY, ServingConfig
+
+
+def engine(**changes):
+    values = {
+        "cache_config.enable_prefix_caching": False,
+        "cache_config.cache_dtype": "auto",
+        "parallel_config.pipeline_parallel_size": 1,
+        "parallel_config.decode_context_parallel_size": 1,
+        "model_config.enforce_eager": True,
+        "model_config.hf_text_config.use_sliding_window": False,
+        "speculative_config": None,
+        "kv_transfer_config": None,
+    }
+    root = SimpleNamespace()
+    for path, value in (values | changes).items():
+        *folders, name = path.split(".")
+        place = root
+        for folder in folders:
+            place = place.__dict__.setdefault(folder, SimpleNamespace())
+        setattr(place, name, value)
+    return root
+
+
+def test_a_plain_engine_passes():
+    check_engine(engine())
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "fix"),
+    [
+        ("cache_config.enable_prefix_caching", True, "--no-enable-prefix-caching"),
+        ("cache_config.cache_dtype", "fp8_e4m3", "--kv-cache-dtype auto"),
+        ("parallel_config.pipeline_parallel_size", 2, "--tensor-parallel-size"),
+        ("parallel_config.decode_context_parallel_size", 2, "leave it out"),
+        ("model_config.enforce_eager", False, "--enforce-eager"),
+        ("model_config.hf_text_config.use_sliding_window", True, "without purekv"),
+        ("speculative_config", object(), "--speculative-config"),
+        ("kv_transfer_config", object(), "--kv-transfer-config"),
+    ],
+)
+def test_what_compression_does_not_go_with_is_named(setting, value, fix):
+    with pytest.raises(PureKVError, match=fix):
+        check_engine(engine(**{setting: value}))
+
+
+def test_the_command_carries_the_settings():
+    settings = ServingConfig(budget=0.1)
+    command = server_command("model", settings, ["--port", "1"])
+    assert command[0] == sys.executable
+    assert f'{{"{KEY}": {{"budget": 0.1' in command[command.index("--additional-config") + 1]
+    assert command[-2:] == ["--port", "1"]
+
+
+@pytest.mark.parametrize("taken", ["--worker-cls=x", "--additional-config"])
+def test_what_purekv_sets_cannot_be_set_again(taken):
+    with pytest.raises(PureKVError, match="set by purekv serve"):
+        server_command("model", ServingConfig(), [taken])

@@ -1,0 +1,67 @@
+"""One vLLM engine in a process of its own: settings and prompts in, answers and figures out.
+
+    python engine.py SETTINGS.json RESULT.json
+
+Requests arrive all at once, or as "arrivals" (the step of each) says; "cancel" maps requests to the
+step in which they are aborted.
+"""
+
+import json
+import os
+import sys
+
+if __name__ == "__main__":
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # so that the scheduler can be looked at
+    from vllm import SamplingParams
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    with open(sys.argv[1]) as file:
+        asked = json.load(file)
+    config = EngineArgs(**asked["engine"]).create_engine_config()
+    config.scheduler_config.async_scheduling = asked["asynchronous"]  # the CPU platform resets it
+    engine = LLMEngine.from_vllm_config(config)
+    scheduler = engine.engine_core.engine_core.scheduler
+    pool = scheduler.kv_cache_manager.block_pool
+    free_at_start = pool.get_num_free_blocks()
+    prompts, news = asked["prompts"], asked["new_tokens"]
+    arrivals = asked.get("arrivals") or [0] * len(prompts)
+    cancel = {int(name): step for name, step in (asked.get("cancel") or {}).items()}
+    answers: dict[int, list[int]] = {}
+    preemptions: dict[str, int] = {}
+    step = peak = 0
+    waiting = list(range(len(prompts)))
+    while waiting or engine.has_unfinished_requests():
+        for one in [one for one in waiting if arrivals[one] <= step]:
+            waiting.remove(one)
+            sampling = SamplingParams(
+                temperature=0, max_tokens=news[one], ignore_eos=True, detokenize=False
+            )
+            engine.add_request(str(one), {"prompt_token_ids": prompts[one]}, sampling)
+        for one, when in cancel.items():
+            if when == step:
+                engine.abort_request([str(one)])
+        for output in engine.step() if engine.has_unfinished_requests() else ():
+            if output.finished:
+                answers[int(output.request_id)] = list(output.outputs[0].token_ids)
+        step += 1
+        peak = max(peak, len(scheduler.running))
+        for name, request in scheduler.requests.items():
+            if request.num_preemptions:
+                preemptions[name] = request.num_preemptions
+    if engine.has_unfinished_requests() or waiting:
+        raise RuntimeError("requests are left")
+    manager = scheduler.kv_cache_manager.coordinator.single_type_managers[0]
+    result = {
+        "answers": [answers.get(one) for one in range(len(prompts))],
+        "steps": step,
+        "peak": peak,
+        "preemptions": sum(preemptions.values()),
+        "compactions": getattr(manager, "compactions", 0),
+        "freed_blocks": getattr(manager, "freed_blocks", 0),
+        "blocks_lost": free_at_start - pool.get_num_free_blocks(),
+        "left_in_manager": len(manager.req_to_blocks),
+        "scheduler": type(scheduler).__name__,
+    }
+    with open(sys.argv[2], "w") as file:
+        json.dump(result, file)
