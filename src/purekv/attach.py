@@ -289,7 +289,7 @@ class Run:
         if self._prefill is not None and kind in (None, "full_attention"):
             position_ids = kwargs["position_ids"] if "position_ids" in kwargs else args[1]
             cos, sin = output
-            self._prefill.rotation = Rotation(cos, sin, position_ids, module)
+            self._prefill.rotation = Rotation(cos, sin, position_ids, module, kind)
 
     def _drop_before_layers(self, prefill: Prefill, kwargs: dict[str, Any]) -> None:
         """Leave tokens out of the language model's arguments."""

@@ -34,6 +34,39 @@ class VisualSpan:
 
 
 @dataclass(frozen=True)
+class Medium:
+    """One image, video or sound: its spans, between which there may be text."""
+
+    spans: tuple[VisualSpan, ...]
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Of all its spans."""
+        _, height, width = self.spans[0].grid
+        return sum(span.grid[0] for span in self.spans), height, width
+
+    def positions(self, device: torch.device) -> slice | Tensor:
+        """An index of its tokens, in order."""
+        if len(self.spans) == 1:
+            return slice(self.spans[0].start, self.spans[0].stop)
+        parts = [torch.arange(span.start, span.stop) for span in self.spans]
+        return torch.cat(parts).to(device)
+
+
+def media_of(spans: Sequence[VisualSpan]) -> list[Medium]:
+    """The media of a row, in the order in which they begin."""
+    media: list[list[VisualSpan]] = []
+    latest: dict[str, list[VisualSpan]] = {}  # sound may come between the frames of a video
+    for span in spans:
+        if span.continues and span.modality in latest:
+            latest[span.modality].append(span)
+        else:
+            media.append([span])
+            latest[span.modality] = media[-1]
+    return [Medium(tuple(medium)) for medium in media]
+
+
+@dataclass(frozen=True)
 class Layout:
     """What each position of a padded batch is. B rows of S positions."""
 

@@ -21,10 +21,12 @@ class Rotation:
     """[B or 1, S], or [3, B or 1, S] for M-RoPE."""
     module: nn.Module
     """The model's own rotary embedding."""
+    layer_type: str | None = None
+    """Whose angles they are, of a module that has them for several types of layers."""
 
     def to(self, device: torch.device) -> "Rotation":
         cos, sin = self.cos.to(device), self.sin.to(device)
-        return Rotation(cos, sin, self.position_ids, self.module)
+        return Rotation(cos, sin, self.position_ids, self.module, self.layer_type)
 
     def undo(self, rotated: Tensor, part: slice) -> Tensor:
         """What was rotated, float32: rotated [B, H, n, D] are the positions `part`."""
@@ -42,7 +44,8 @@ class Rotation:
         following = last + torch.arange(1, count + 1, device=last.device)
         following = following.expand(*self.position_ids.shape[:-1], count)
         # Not called but run: our own hook would take these positions for the prompt's.
-        angles = self.module.forward(self.cos.float().to(last.device), following)
+        kind = () if self.layer_type is None else (self.layer_type,)
+        angles = self.module.forward(self.cos.float().to(last.device), following, *kind)
         cos, sin = (x.mean(1).to(self.cos.device) for x in angles)
         return cos, sin
 

@@ -10,6 +10,10 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from purekv import PureKV, PureKVConfig, PureKVError, families
 from purekv.families import FAMILIES, GENERIC
+from purekv.layout import Layout, VisualSpan
+from purekv.scoring import Attended
+from purekv.scoring.frame_difference import FrameDifference
+from purekv.scoring.infinipot_v import InfiniPotV
 from tests.families.zoo import UNKNOWN, ZOO, text_config
 
 STEPS = 3
@@ -127,3 +131,26 @@ def test_a_family_is_a_short_file():
     for family in set(FAMILIES.values()):
         module = sys.modules[type(family).__module__]
         assert len(inspect.getsource(module).splitlines()) < 120
+
+
+@pytest.mark.parametrize("scorer", ["infinipot_v", "frame_difference"])
+def test_frames_are_compared_across_their_time_stamps(scorer):
+    """With text between frames and without, the same frames get the same scores."""
+    torch.manual_seed(0)
+    apart = [VisualSpan(4 + 6 * n, (1, 2, 2), "video", n > 0) for n in range(3)]
+    together = [VisualSpan(4, (3, 2, 2), "video")]
+    key, value = torch.randn(2, 1, 2, 24, 8)
+    where = torch.cat([torch.arange(span.start, span.stop) for span in apart])
+
+    def scores(spans: list[VisualSpan], key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        layout = Layout.build(torch.ones(key.shape[0], key.shape[2], dtype=torch.bool), [spans])
+        if scorer == "frame_difference":
+            return FrameDifference().score_embeddings(key[:, 0], layout)[0][layout.is_visual[0]]
+        attended = Attended(0, key, key, value, 1.0)
+        inputs = attended.for_scorers(layout, None, None)
+        return InfiniPotV(4).score(inputs, None)[0][:, layout.is_visual[0]]
+
+    packed = [x.clone() for x in (key, value)]
+    for moved, original in zip(packed, (key, value), strict=True):
+        moved[:, :, 4:16] = original[:, :, where]
+    torch.testing.assert_close(scores(apart, key, value), scores(together, *packed))

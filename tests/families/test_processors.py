@@ -43,10 +43,11 @@ def layout_of(
     metadata = VideoMetadata(6, fps=1.0, duration=6.0, frames_indices=list(range(6)))
     pictures = [random.integers(0, 256, (16, 32, 3), dtype=np.uint8)] if image else None
     inputs = processor(
-        text=[text], images=pictures, videos=[[frames]] if nested else [frames],
-        return_tensors="pt",
+        text=[text], images=pictures, return_tensors="pt",
+        videos=[[frames]] if nested else [frames],
         videos_kwargs={
-            "video_metadata": [[metadata]] if nested else [metadata], "do_sample_frames": False},
+            "video_metadata": [[metadata]] if nested else [metadata], "do_sample_frames": False
+        },
     )  # fmt: skip
     made = AutoConfig.for_model(name, **{**ZOO[name].config(), **config})
     made.image_token_id = processor.image_token_id

@@ -90,3 +90,10 @@ def test_two_turns_equal_the_masked_twin(monkeypatch, rows, scope, allocation, a
     for step, other in zip(ours, twin, strict=True):
         torch.testing.assert_close(step, other, rtol=1e-3, atol=1e-4)
     assert not torch.allclose(ours[-1], full[-1], rtol=1e-3, atol=1e-4)
+
+
+def test_expected_attention_has_the_angles_of_global_layers():
+    zoo, model = ZOO["gemma3"], ZOO["gemma3"].model()
+    with PureKV(PureKVConfig(budget=0.3, scorer="expected_attention"))(model) as run:
+        model.generate(**zoo.prompt("images", [1]), max_new_tokens=2)
+    assert run.report.compression > 1

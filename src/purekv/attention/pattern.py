@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from purekv.errors import PureKVError
-from purekv.layout import Layout, VisualSpan
+from purekv.layout import Layout, VisualSpan, media_of
 
 IMAGE_BAND = 1024
 """Most tokens in a band of an image. One of less than two bands stays whole."""
@@ -207,8 +207,8 @@ def row_patterns(
         if layout.visual_tokens[row] >= min_tokens:
             anchors: list[Interval] = []
             clips: list[Clip] = []
-            for medium in _media(spans):
-                opens, clip = _split(medium, tile, anchor_frames, image_band)
+            for medium in media_of(spans):
+                opens, clip = _split(medium.spans, tile, anchor_frames, image_band)
                 anchors += opens
                 clips += [clip] if clip.starts else []
             if clips:
@@ -217,21 +217,8 @@ def row_patterns(
     return tuple(patterns)
 
 
-def _media(spans: Sequence[VisualSpan]) -> list[list[VisualSpan]]:
-    """The spans of each image or video."""
-    media: list[list[VisualSpan]] = []
-    latest: dict[str, list[VisualSpan]] = {}  # sound may come between the frames of a video
-    for span in spans:
-        if span.continues and span.modality in latest:
-            latest[span.modality].append(span)
-        else:
-            media.append([span])
-            latest[span.modality] = media[-1]
-    return media
-
-
 def _split(
-    medium: list[VisualSpan], tile: int, anchor_frames: int, image_band: int
+    medium: Sequence[VisualSpan], tile: int, anchor_frames: int, image_band: int
 ) -> tuple[list[Interval], Clip]:
     """Anchors and clip of one image or video."""
     time, height, width = medium[0].grid

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from purekv.layout import Layout
+from purekv.layout import Layout, media_of
 from purekv.scoring.base import LayerInputs
 
 FIRST_FRAME = 4.0
@@ -26,9 +26,9 @@ class FrameDifference:
         """Importance, float32 [B, S], 0 at text; embeds are [B, S, hidden]."""
         score = torch.zeros(embeds.shape[:2], device=embeds.device)
         for row, spans in enumerate(layout.spans):
-            for span in spans:
-                part = slice(span.start, span.start + span.length)
-                seen = F.normalize(embeds[row, part].float(), dim=-1).view(*span.grid, -1)
+            for medium in media_of(spans):
+                part = medium.positions(embeds.device)
+                seen = F.normalize(embeds[row, part].float(), dim=-1).view(*medium.grid, -1)
                 score[row, part] = _difference(seen).flatten()
         return score
 

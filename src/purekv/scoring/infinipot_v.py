@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from purekv.layout import VisualSpan
+from purekv.layout import Medium, media_of
 from purekv.scoring.base import LayerInputs
 
 
@@ -47,19 +47,19 @@ class InfiniPotV:
         novelty = torch.full_like(layer.value_norm, -torch.inf)  # [B, Hkv, S]
         norm = novelty.clone()
         for row, spans in enumerate(layer.layout.spans):
-            for span in spans:
-                part = slice(span.start, span.start + span.length)
-                if span.grid[0] > 1:
-                    novelty[row, :, part] = self._novelty(layer.key[row, :, part], span)
+            for medium in media_of(spans):
+                part = medium.positions(norm.device)
+                if medium.grid[0] > 1:
+                    novelty[row, :, part] = self._novelty(layer.key[row, :, part], medium)
                 norm[row, :, part] = self._pooled(
-                    layer.value_norm[row, :, part], span, layer.layer_idx
+                    layer.value_norm[row, :, part], medium, layer.layer_idx
                 )
         by_novelty = _rank(novelty).masked_fill_(novelty == -torch.inf, torch.inf)
         return -torch.minimum(by_novelty / self.share, _rank(norm) / (1 - self.share))
 
-    def _novelty(self, key: Tensor, span: VisualSpan) -> Tensor:
+    def _novelty(self, key: Tensor, medium: Medium) -> Tensor:
         """float32 [Hkv, n] of the keys [Hkv, n, D] of one video."""
-        frames = span.grid[0]
+        frames = medium.grid[0]
         recent = max(1, int(self.recent * frames))
         key = F.normalize(key.float(), dim=-1).unflatten(1, (frames, -1))  # [Hkv, T, H * W, D]
         newest = key[:, -recent:].sum(1, keepdim=True)
@@ -70,7 +70,7 @@ class InfiniPotV:
         similarity[:, -recent:] /= max(1, recent - 1)
         return -similarity.flatten(1)
 
-    def _pooled(self, norm: Tensor, span: VisualSpan, layer_idx: int) -> Tensor:
+    def _pooled(self, norm: Tensor, medium: Medium, layer_idx: int) -> Tensor:
         """float32 [Hkv, n] of the value norms [Hkv, n] of one image or video."""
         quarter = 4 * layer_idx // self.num_layers
         if quarter == 3:
@@ -78,7 +78,7 @@ class InfiniPotV:
         if quarter == 2:
             return F.avg_pool1d(norm, 3, stride=1, padding=1, count_include_pad=False)
         size = 7 - 2 * quarter
-        plane = norm.unflatten(1, span.grid)  # [Hkv, T, H, W]
+        plane = norm.unflatten(1, medium.grid)  # [Hkv, T, H, W]
         pooled = F.avg_pool2d(plane, size, stride=1, padding=size // 2, count_include_pad=False)
         return pooled.flatten(1)
 
