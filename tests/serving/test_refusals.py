@@ -13,6 +13,7 @@ from purekv.serving.settings import KEY, ServingConfig
 
 def engine(**changes):
     values = {
+        "device_config.device_type": "cpu",
         "cache_config.enable_prefix_caching": False,
         "cache_config.cache_dtype": "auto",
         "parallel_config.pipeline_parallel_size": 1,
@@ -39,6 +40,7 @@ def test_a_plain_engine_passes():
 @pytest.mark.parametrize(
     ("setting", "value", "fix"),
     [
+        ("device_config.device_type", "cuda", "CPU backend"),
         ("cache_config.enable_prefix_caching", True, "--no-enable-prefix-caching"),
         ("cache_config.cache_dtype", "fp8_e4m3", "--kv-cache-dtype auto"),
         ("parallel_config.pipeline_parallel_size", 2, "--tensor-parallel-size"),

@@ -18,6 +18,10 @@ def check_engine(config: Any) -> None:
     model = config.model_config
     reasons = (
         (
+            config.device_config.device_type != "cpu",
+            "only vLLM's CPU backend compacts so far; on a GPU, use PureKV with transformers",
+        ),
+        (
             cache.enable_prefix_caching,
             "prefix caching would hand a compacted prompt's blocks to other requests; add "
             "--no-enable-prefix-caching",
