@@ -27,6 +27,7 @@ from purekv.attention.spatiotemporal import sparse_attention
 from purekv.attention.vision import BatchedChunks
 from purekv.budget import keep_counts
 from purekv.cache import EvictingLayer, cache_bytes, is_compressed, make_evicting
+from purekv.certificate import Measured, certify
 from purekv.config import PureKVConfig
 from purekv.errors import PureKVError
 from purekv.prefill import Prefill
@@ -89,6 +90,7 @@ class Run:
         self._name = f"{NAME_PREFIX}{id(self):x}"
         self._handles: list[RemovableHandle] = []
         self._report: dict[str, Any] | None = None
+        self._measured: list[Measured] | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -147,7 +149,8 @@ class Run:
         """
         if self._report is None:
             raise PureKVError("nothing was compressed yet; run model.generate inside the block")
-        return Report(**self._report, seconds=self._timer.seconds)
+        certificate = None if self._measured is None else [certify(one) for one in self._measured]
+        return Report(**self._report, seconds=self._timer.seconds, certificate=certificate)
 
     # The hooks, in the order in which they run.
 
@@ -383,6 +386,7 @@ class Run:
             "kv_bytes_full": prefill.kv_bytes_full,
             "kv_bytes_kept": cache_bytes(self._cache),
         }
+        self._measured = prefill.measured
         return output
 
     def _rerun_tail(

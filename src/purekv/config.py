@@ -114,8 +114,13 @@ class PureKVConfig:
     last visual token is recomputed on the compressed cache first, so that every answer token
     feels the eviction."""
 
+    certificate: bool = False
+    """Measure how large each layer's error can be, for the report. Costs, in every layer, a little
+    more than a source layer's scoring."""
+
     tolerance: float | None = None
-    """Limit of the error certificate."""
+    """Limit of the certificate's bound, as a share of a layer's output. Layers above it are chosen
+    by their own attention, where that lowers the bound."""
 
     def __post_init__(self) -> None:
         if isinstance(self.source_layers, list):
@@ -139,9 +144,9 @@ class PureKVConfig:
                 f"evict='active' needs equal counts in all heads of a layer, unlike allocation="
                 f"{self.allocation!r}; use allocation='uniform' or 'pyramid', or evict='post'"
             )
-        for name in ("plan", "tolerance"):
-            if getattr(self, name) is not None:
-                raise PureKVError(f"{name} is not available in this version; leave it out")
+        _check_tolerance(self.tolerance)
+        if self.plan is not None:
+            raise PureKVError("plan is not available in this version; leave it out")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, every field."""
@@ -216,6 +221,15 @@ def _check_window(window: object) -> None:
         raise PureKVError(
             f"window={window!r} is not understood; write 'question' or a number of text tokens"
         )
+
+
+def _check_tolerance(tolerance: object) -> None:
+    if tolerance is None or (isinstance(tolerance, float | int) and tolerance > 0):
+        return
+    raise PureKVError(
+        f"tolerance={tolerance!r} is not understood; write the largest error of a layer that you "
+        "accept, as a share of its output, such as 0.1"
+    )
 
 
 def _check_drop(config: PureKVConfig) -> None:

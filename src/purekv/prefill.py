@@ -9,12 +9,13 @@ from torch import Tensor
 from purekv.allocation import Allocation
 from purekv.allocation.uniform import Uniform
 from purekv.attention.pattern import Pattern, row_patterns
+from purekv.certificate import Measured, Measures, measure
 from purekv.config import PureKVConfig
 from purekv.dropping import Kept, stage_quotas
 from purekv.errors import PureKVError
 from purekv.layout import Layout
 from purekv.rotation import Rotation
-from purekv.scoring import Attended, LayerInputs, Scorer
+from purekv.scoring import IN_OUTPUT_UNITS, Attended, LayerInputs, Scorer
 from purekv.selection import RaggedSelection, Selection, Selector
 from purekv.window import Window, observation_window
 
@@ -134,6 +135,12 @@ class Prefill:
         self._num_layers, self._num_heads = num_layers, num_key_value_heads
         window = observation_window(layout, config.window)
         self._stage = _Stage(layout, window, stored, self._selector(layout.is_visual, stored))
+        self._tolerance = config.tolerance
+        self._has_terms = config.scorer in IN_OUTPUT_UNITS
+        self.measured: list[Measured] | None = None
+        """Of each layer that had something to choose; None if nobody asked."""
+        if config.certificate or config.tolerance is not None:
+            self.measured = []
         self._drops: dict[int, list[int]] = {}
         if self.evicts:
             quotas = stage_quotas(layout.visual_tokens, self.quota, len(drop_layers))
@@ -168,11 +175,39 @@ class Prefill:
         assert self.rotation is not None
         layout, window = self._stage.on(value.device)
         rotation = self.rotation.to(value.device)
-        scores = self.scoring.score(attended.for_scorers(layout, window, rotation))
+        inputs = attended.for_scorers(layout, window, rotation)
+        scores = self.scoring.score(inputs)
         selection = self._stage.selector.select(layer_idx, scores)
+        if self.measured is not None:
+            scores, selection = self._certify(inputs, scores, selection)
         if layer_idx in self._drops:
             self.drop(scores.mean(1), self._drops[layer_idx])
         return selection
+
+    def _certify(
+        self, inputs: LayerInputs, scores: Tensor, selection: Selection | RaggedSelection
+    ) -> tuple[Tensor, Selection | RaggedSelection]:
+        """Measure what a layer's selection costs; where that is above the tolerance and the layer's
+        own attention would choose better, let it. Does not wait for the device."""
+        found = self._measure(inputs, scores, selection)
+        falls_back = torch.zeros_like(found.bound, dtype=torch.bool)
+        if self._tolerance is not None:
+            own = inputs.window_attention.mean(2) * inputs.value_norm
+            better = self._measure(inputs, own, self._stage.selector.select(inputs.layer_idx, own))
+            falls_back = found.relative_bound > self._tolerance
+            falls_back &= better.relative_bound < found.relative_bound
+            scores = torch.where(falls_back[:, None, None], own, scores)
+            selection = self._stage.selector.select(inputs.layer_idx, scores)
+            found = found.where(~falls_back, better)
+        assert self.measured is not None
+        self.measured.append(Measured(found, falls_back, self._has_terms))
+        return scores, selection
+
+    def _measure(
+        self, inputs: LayerInputs, scores: Tensor, selection: Selection | RaggedSelection
+    ) -> Measures:
+        dropped = inputs.layout.is_visual[:, None] & ~selection.mask(scores.shape[-1])
+        return measure(inputs, dropped, scores)
 
     def drop(self, scores: Tensor, quota: Sequence[int]) -> None:
         """Go on with the best visual tokens and all text. Waits for the device once.

@@ -42,6 +42,9 @@ SCORERS: dict[str, Callable[[SourceLayers, int], Scorer]] = {
 DROPPING = ("clie", "attention", "frame_difference")
 BEFORE_LAYERS = ("frame_difference",)
 
+# Of these, whose scores are attention times value norm: what a layer's output loses with an entry.
+IN_OUTPUT_UNITS = ("clie",)
+
 
 def make_scorer(name: str, source_layers: SourceLayers, num_layers: int) -> Scorer:
     """The scorer of that name, for a model of `num_layers` layers.
@@ -55,6 +58,7 @@ def make_scorer(name: str, source_layers: SourceLayers, num_layers: int) -> Scor
 __all__ = [
     "BEFORE_LAYERS",
     "DROPPING",
+    "IN_OUTPUT_UNITS",
     "SCORERS",
     "Attended",
     "LayerInputs",
