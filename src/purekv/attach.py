@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from purekv import families
-from purekv.allocation import ALLOCATIONS
+from purekv.allocation import ALLOCATIONS, make_allocation
 from purekv.attention import NAME_PREFIX, Backend
 from purekv.attention.kept import NEVER_SEEN, attend_to_kept
 from purekv.attention.spatiotemporal import sparse_attention
@@ -30,6 +30,7 @@ from purekv.cache import EvictingLayer, cache_bytes, is_compressed, make_evictin
 from purekv.certificate import Measured, certify
 from purekv.config import PureKVConfig
 from purekv.errors import PureKVError
+from purekv.planning import Plan
 from purekv.prefill import Prefill
 from purekv.ragged import RaggedLayer, settle
 from purekv.report import Report
@@ -71,6 +72,8 @@ class Run:
     def __init__(self, config: PureKVConfig, model: PreTrainedModel) -> None:
         self.config = config
         self._model = model
+        if config.plan is not None:
+            Plan.read(config.plan).check(model, config.plan)
         self._family = families.for_config(model.config)
         self._multimodal = self._family.multimodal_model(model)
         self._language = self._family.language_model(model)
@@ -79,10 +82,10 @@ class Run:
         _refuse_sliding_layers(self._language.config)
         self._num_layers: int = self._language.config.num_hidden_layers
         self._scorer = make_scorer(config.scorer, config.source_layers, self._num_layers)
-        self._allocation = ALLOCATIONS[config.allocation]
+        self._allocation = make_allocation(config.allocation, config.layer_shares)
         self._drop_layers = _drop_layers(config, self._scorer)
         self._active_layers = _active_layers(config, self._scorer, self._num_layers)
-        _check_dense_layers(config, self._num_layers)
+        _check_layers(config, self._num_layers)
         self._backend = Backend(self._language)
         refuse_ragged_flash(config.allocation, self._backend.name)
         self._vision = BatchedChunks(self._family.vision_tower(model))
@@ -185,7 +188,7 @@ class Run:
                 self.config, self._scorer, self._allocation, layout, quota, self._num_layers, heads,
                 self._drop_layers, self._active_layers,
             )  # fmt: skip
-            if self._prefill.patterns is not None and torch.is_grad_enabled():
+            if self._prefill.patterns and torch.is_grad_enabled():
                 raise PureKVError(
                     'prefill="spatiotemporal" has no gradient; run the model under '
                     "torch.no_grad(), as generate does"
@@ -315,8 +318,8 @@ class Run:
             output = self._attend_to_kept(prefill, attended), None
         elif kind == "spatiotemporal":
             assert prefill is not None
-            assert prefill.patterns is not None
-            output = sparse_attention(query, key, value, scaling, prefill.patterns), None
+            patterns = prefill.patterns_of(module.layer_idx)
+            output = sparse_attention(query, key, value, scaling, patterns), None
         else:
             mask = None if self._mask is None else self._mask.to(query.device)
             output = self._backend.forward(module, query, key, value, mask, **kwargs)
@@ -467,7 +470,14 @@ def _active_layers(config: PureKVConfig, scorer: Any, num_layers: int) -> frozen
     return frozenset(range(min(sources, default=-1) + 1, num_layers)) - frozenset(sources)
 
 
-def _check_dense_layers(config: PureKVConfig, num_layers: int) -> None:
+def _check_layers(config: PureKVConfig, num_layers: int) -> None:
+    each = {"tile": config.spatiotemporal.tile, "layer_shares": config.layer_shares}
+    for name, value in each.items():
+        if isinstance(value, tuple) and len(value) != num_layers:
+            raise PureKVError(
+                f"{name} has {len(value)} numbers, the model {num_layers} layers; write one for "
+                "each of them"
+            )
     layers = config.spatiotemporal.dense_layers
     if isinstance(layers, tuple) and max(layers, default=0) >= num_layers:
         raise PureKVError(

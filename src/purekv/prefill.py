@@ -103,13 +103,14 @@ class Prefill:
         """Of the prompt; known once its layers run."""
         self.attention: list[str] = []
         """What each layer's attention so far was, as the report has it."""
-        self.patterns: tuple[Pattern, ...] | None = None
-        """Of sparse attention, for each row; None: all are dense."""
+        self.patterns: dict[int, tuple[Pattern, ...]] = {}
+        """Of sparse attention, by the tile, for each row; empty: all are dense."""
         sparse = config.spatiotemporal
         if config.prefill == "spatiotemporal":
-            patterns = row_patterns(layout, sparse.tile, sparse.anchor_frames, sparse.min_tokens)
-            if any(pattern.clips for pattern in patterns):
-                self.patterns = patterns
+            for tile in {sparse.tile_of(layer) for layer in range(num_layers)} - {0}:
+                patterns = row_patterns(layout, tile, sparse.anchor_frames, sparse.min_tokens)
+                if any(pattern.clips for pattern in patterns):
+                    self.patterns[tile] = patterns
         self._sparse = sparse
         self._active_layers = active_layers if self.evicts else ()
         self.kept: Kept | None = None
@@ -150,9 +151,12 @@ class Prefill:
         """What a layer's attention is to be: "dense", "spatiotemporal" or "kept"."""
         if layer_idx in self._active_layers:
             return "kept"
-        if self.patterns is None or self._sparse.is_dense(layer_idx):
-            return "dense"
-        return "spatiotemporal"
+        is_sparse = self._sparse.tile_of(layer_idx) in self.patterns
+        return "spatiotemporal" if is_sparse else "dense"
+
+    def patterns_of(self, layer_idx: int) -> tuple[Pattern, ...]:
+        """Of each row, in a layer that is sparse."""
+        return self.patterns[self._sparse.tile_of(layer_idx)]
 
     def _selector(self, evictable: Tensor, stored: Tensor) -> Selector:
         return Selector(
@@ -230,7 +234,7 @@ class Prefill:
             return fewer.take(mask, 0) & fewer.is_token
 
         # What is left of a grid has holes, so it is no span any more, and attended to densely.
-        self.patterns = None
+        self.patterns = {}
         layout = Layout(fewer.is_token, taken(is_visual), tuple(() for _ in quota))
         stored = taken(stage.stored)
         index = fewer.index.masked_fill(~fewer.is_token, -1)
