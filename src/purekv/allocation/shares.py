@@ -41,7 +41,8 @@ class LayerShares:
         # What rounding down took goes to the largest remainders, of equal ones to the lower layer.
         order = sorted(range(num_layers), key=lambda layer: counts[layer] - ideal[layer])
         spare = total - sum(counts)
-        for layer in [layer for layer in order if counts[layer] < evictable][:spare]:
+        room = [layer for layer in order if shares[layer] > 0 and counts[layer] < evictable]
+        for layer in room[:spare]:
             counts[layer] += 1
         return counts
 

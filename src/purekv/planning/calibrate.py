@@ -1,10 +1,11 @@
 """Measure a model on a few chats, and solve for the plan that costs the least.
 
 For budgets, each chat is prefilled once on the full cache and the output error of every (source,
-target) pair of layers and of every budget is computed from what its layers attended to. For speed,
-each choice (a block of layers sparse, tokens dropped behind a layer) is tried end to end, and its
-error is the divergence of the next tokens along the gold answers. What was measured is kept beside
-the plan until that is written, so that a killed calibration goes on.
+target) pair of layers and of every budget is computed from what its layers attended to. What a
+layer's error is worth comes from a few of the chats, answered while that layer alone sees nothing.
+For speed, each choice (a block of layers sparse, tokens dropped behind a layer) is tried end to
+end, and its error is the divergence of the next tokens along the gold answers. What was measured is
+kept beside the plan until that is written, so that a killed calibration goes on.
 """
 
 import json
@@ -36,6 +37,11 @@ BUDGETS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
 MOST_SOURCES = 8
 SLACK = 0.05
 """More error than with every layer its own source, above which another source is worth it."""
+SENSED = 8
+"""Samples on which layers are blinded, one at a time."""
+DOUBT = 0.1
+"""What a layer counts for at least, as a share of the layers' mean: that the others can do without
+it one by one does not say that they can without all like it."""
 TILES = (2, 4)
 BLOCKS = 6
 """Of layers that are sparse together."""
@@ -95,10 +101,20 @@ def _for_budget(c: Calibration, advance: Progress) -> Found:
     """Sources and a budget for each layer."""
     is_given = c.target.kind == "kv"
     at = c.target.value if is_given else 0.1  # where sources are compared
-    lines = _measured(c, {"sources at": at}, advance, lambda sample: _transfer(c, sample, at))
+    every = max(1, len(c.samples) // SENSED)
+    sensed = {sample.id for sample in c.samples[::every][:SENSED]}
+
+    def measure(sample: Sample) -> dict[str, Any]:
+        found = _transfer(c, sample, at)
+        return found | ({"kl": _blinded(c, sample)} if sample.id in sensed else {})
+
+    lines = _measured(c, {"sources at": at, "sensed": sorted(sensed)}, advance, measure)
     transfers = [_from_line(line) for line in lines]
-    pairs = torch.stack([t.pairs.mean(0) for t in transfers]).mean(0)
-    curve = torch.stack([t.curve.mean(0) for t in transfers]).mean(0)  # [N, L]
+    kl = torch.tensor([line["kl"] for line in lines if "kl" in line]).mean(0)  # [L]
+    blind = torch.stack([t.blind.mean(0) for t in transfers]).mean(0)
+    worth = (kl + DOUBT * kl.mean()).clamp(min=1e-9) / blind.clamp(min=1e-6)
+    pairs = worth * torch.stack([t.pairs.mean(0) for t in transfers]).mean(0)
+    curve = worth * torch.stack([t.curve.mean(0) for t in transfers]).mean(0)  # [N, L]
     sources, tried = enough_sources(pairs, SLACK, MOST_SOURCES)
     settings: dict[str, Any] = {"scorer": "clie", "source_layers": list(sources.source_layers)}
     choices = [at] if is_given else list(BUDGETS)
@@ -128,12 +144,14 @@ def _for_budget(c: Calibration, advance: Progress) -> Found:
         "kl and agreement": {str(budget): of for budget, of in checked.items()},
     }
     measured = {
+        "kl where a layer sees nothing": _rounded(kl),
+        "error where a layer sees nothing": _rounded(blind),
         "best sources, and their error": [
             [list(one.source_layers), _significant(one.error)] for one in tried
         ],
         "budgets": list(BUDGETS),
-        "error by budget and layer": _rounded(curve),
-        "error by source and target": _rounded(pairs),
+        "worth of error by budget and layer": _rounded(curve),
+        "worth of error by source and target": _rounded(pairs),
     }
     return best, expected, measured
 
@@ -144,6 +162,21 @@ def _transfer(c: Calibration, sample: Sample, at: float) -> dict[str, Any]:
     first_turn = batch.inputs["input_ids"].shape[1]
     found = measure_transfer(c.model, whole_chats(c.processor, batch), first_turn, at, BUDGETS)
     return {name: _rounded(value) for name, value in vars(found).items()}
+
+
+def _blinded(c: Calibration, sample: Sample) -> list[float]:
+    """Divergence of the next tokens where one layer sees no visual token, for each layer."""
+    count = c.num_layers
+    configs = [
+        PureKVConfig(
+            budget=(count - 1) / count - 1e-6,
+            layer_shares=tuple(float(layer != blind) for layer in range(count)),
+            first_token="compressed",
+        )
+        for blind in range(count)
+    ]
+    (record,) = _asked(c, [sample], configs)
+    return [_significant(_mean(outcome.kl)) for outcome in record.outcomes[1:]]
 
 
 def _from_line(line: Mapping[str, Any]) -> Transfer:
@@ -172,7 +205,8 @@ def _checked(c: Calibration, plans: Sequence[Mapping[str, Any]]) -> dict[float, 
 def _for_speed(c: Calibration, advance: Progress) -> Found:
     """Which layers are sparse, with which tile, and behind which one tokens are dropped."""
     num_layers = c.num_layers
-    blocks = [list(map(int, part)) for part in torch.arange(num_layers).tensor_split(BLOCKS)]
+    layers = torch.arange(num_layers)
+    blocks = [list(map(int, part)) for part in layers.tensor_split(min(BLOCKS, num_layers))]
     step = max(1, num_layers // (DROP_LAYERS + 1))
     drops = list(range(step, num_layers - 1, step))
     tried = [(block, tile) for block in blocks for tile in TILES]

@@ -10,7 +10,7 @@ class CostModel:
     """Milliseconds of a language model's prefill, a sum over its layers.
 
     The defaults are those of Qwen2.5-VL-7B's shapes on one H200 in bfloat16, fitted to the table in
-    docs/planner.md (16k to 128k tokens, within 8%). For another model or device, time a dense and
+    docs/planner.md (16k to 128k tokens, within 12%). For another model or device, time a dense and
     a sparse layer at two lengths and write the constants down.
     """
 
