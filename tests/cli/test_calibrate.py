@@ -64,28 +64,28 @@ def test_a_retention_takes_the_smallest_budget(cli_json, words, monkeypatch):
 
 def test_a_killed_calibration_goes_on(cli, words, tmp_path, monkeypatch):
     target = ("--target", "kv=0.3")
-    whole = calibrate._transfer
+    whole = calibrate._chat
     asked = []
 
-    def killed(c, sample, at):
+    def killed(c, sample):
         if asked:
             raise MemoryError
         asked.append(sample.id)
-        return whole(c, sample, at)
+        return whole(c, sample)
 
-    monkeypatch.setattr(calibrate, "_transfer", killed)
+    monkeypatch.setattr(calibrate, "_chat", killed)
     assert cli(*words, *target)[0] == 2
     assert len((tmp_path / "plan.json.measured").read_text().splitlines()) == 2
 
-    def noted(c, sample, at):
+    def noted(c, sample):
         asked.append(sample.id)
-        return whole(c, sample, at)
+        return whole(c, sample)
 
-    monkeypatch.setattr(calibrate, "_transfer", noted)
+    monkeypatch.setattr(calibrate, "_chat", noted)
     assert cli(*words, *target)[0] == 0
     assert asked == ["0", "1"]
     first = (tmp_path / "plan.json").read_text()
-    monkeypatch.setattr(calibrate, "_transfer", whole)
+    monkeypatch.setattr(calibrate, "_chat", whole)
     assert cli(*words, *target)[0] == 0
     assert (tmp_path / "plan.json").read_text() == first
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from purekv.planning.measure import measure_transfer, output_errors
+from purekv import PureKV, PureKVConfig
+from purekv.planning.measure import measure_transfer, measure_worth, output_errors
 from purekv.scoring import Attended
 from tests.core.prompts import prompt
 from tests.tiny import tiny_model
@@ -49,3 +50,20 @@ def test_more_is_better_and_the_own_source_is_on_the_diagonal():
     assert (found.pairs + torch.ones(3, 3).tril(-1) > 0).all()
     assert (found.curve[:, 2] < found.curve[:, 0]).all()
     assert (found.curve[:, 0] < found.blind).all()
+
+
+def test_a_layer_is_worth_what_the_answers_lose_without_it():
+    model = tiny_model()
+    inputs = prompt("video")
+    first_turn = inputs["input_ids"].shape[1] - 6
+    found = measure_worth(model, inputs, first_turn, rows=2)
+    assert found.shape == (3,)
+    with torch.no_grad():
+        full = model(**inputs).logits.log_softmax(-1)[0, first_turn - 1 :]
+    blind = [float(layer != 1) for layer in range(3)]
+    shares = PureKVConfig(budget=2 / 3, layer_shares=tuple(blind), first_token="compressed")
+    with torch.no_grad(), PureKV(shares)(model) as run:
+        ours = model(**inputs).logits.log_softmax(-1)[0, first_turn - 1 :]
+    assert run.report.kept_per_layer[1] == run.report.text_tokens[0]
+    expected = (full.exp() * (full - ours)).sum(-1).mean()
+    torch.testing.assert_close(found[1], expected, rtol=1e-3, atol=1e-6)

@@ -25,7 +25,7 @@ from purekv.evals.answering import Read, prepare_samples, read_media, whole_chat
 from purekv.evals.samples import Sample
 from purekv.evals.suite import Record, evaluate
 from purekv.planning.cost import CostModel
-from purekv.planning.measure import Transfer, measure_transfer
+from purekv.planning.measure import Transfer, measure_transfer, measure_worth
 from purekv.planning.plan import Plan, model_fingerprint
 from purekv.planning.solve import enough_sources, pick, spread
 from purekv.planning.target import Target
@@ -105,8 +105,12 @@ def _for_budget(c: Calibration, advance: Progress) -> Found:
     sensed = {sample.id for sample in c.samples[::every][:SENSED]}
 
     def measure(sample: Sample) -> dict[str, Any]:
-        found = _transfer(c, sample, at)
-        return found | ({"kl": _blinded(c, sample)} if sample.id in sensed else {})
+        chat, first_turn = _chat(c, sample)
+        transfer = measure_transfer(c.model, chat, first_turn, at, BUDGETS)
+        found = {name: _rounded(value) for name, value in vars(transfer).items()}
+        if sample.id in sensed:
+            found["kl"] = _rounded(measure_worth(c.model, chat, first_turn))
+        return found
 
     lines = _measured(c, {"sources at": at, "sensed": sorted(sensed)}, advance, measure)
     transfers = [_from_line(line) for line in lines]
@@ -156,27 +160,11 @@ def _for_budget(c: Calibration, advance: Progress) -> Found:
     return best, expected, measured
 
 
-def _transfer(c: Calibration, sample: Sample, at: float) -> dict[str, Any]:
+def _chat(c: Calibration, sample: Sample) -> tuple[dict[str, Tensor], int]:
+    """All turns and gold answers of a sample, and how many ids its first prompt has."""
     media = c.read(sample) if c.read else read_media(c.processor, sample)
     batch = prepare_samples(c.model, c.processor, [sample], [media])
-    first_turn = batch.inputs["input_ids"].shape[1]
-    found = measure_transfer(c.model, whole_chats(c.processor, batch), first_turn, at, BUDGETS)
-    return {name: _rounded(value) for name, value in vars(found).items()}
-
-
-def _blinded(c: Calibration, sample: Sample) -> list[float]:
-    """Divergence of the next tokens where one layer sees no visual token, for each layer."""
-    count = c.num_layers
-    configs = [
-        PureKVConfig(
-            budget=(count - 1) / count - 1e-6,
-            layer_shares=tuple(float(layer != blind) for layer in range(count)),
-            first_token="compressed",
-        )
-        for blind in range(count)
-    ]
-    (record,) = _asked(c, [sample], configs)
-    return [_significant(_mean(outcome.kl)) for outcome in record.outcomes[1:]]
+    return whole_chats(c.processor, batch), batch.inputs["input_ids"].shape[1]
 
 
 def _from_line(line: Mapping[str, Any]) -> Transfer:

@@ -3,6 +3,7 @@
 Shapes: L layers, N budgets, H query heads, G KV heads, W queries, S positions, D head_dim.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from purekv.config import PureKVConfig
 from purekv.layout import Layout
 from purekv.prefill import Prefill
 from purekv.scoring import Attended
+from purekv.upstream import CACHE, cache_of
 from purekv.window import Window, window_attention
 
 WHEN = ("now", "later")
@@ -35,6 +37,95 @@ class Transfer:
     """[2, N, L]: where it is its own source, at every budget."""
     blind: Tensor
     """[2, L]: where the target keeps no visual entry at all."""
+
+
+class Blinding(Run):
+    """A run on the full cache, which it goes on from with a row of the batch for each of `layers`:
+    there, the row sees no visual token."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(PureKVConfig(budget=1.0), model)
+        self.layers: Tensor = torch.empty(0, dtype=torch.long)
+        self.is_visual: Tensor = torch.empty(0, dtype=torch.bool)
+        """[S]"""
+
+    def _attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        if not self._continuing:
+            return super()._attend(module, query, key, value, mask, **kwargs)
+        kv_len, q_len = key.shape[2], query.shape[2]
+        visible = torch.ones(q_len, kv_len, dtype=torch.bool).tril(kv_len - q_len)
+        hidden = torch.zeros(kv_len, dtype=torch.bool)
+        hidden[: len(self.is_visual)] = self.is_visual
+        rows = (self.layers == module.layer_idx)[:, None, None] & hidden
+        mask = (visible & ~rows)[:, None].to(query.device)
+        groups = query.shape[1] // key.shape[1]
+        output = torch.nn.functional.scaled_dot_product_attention(
+            query,
+            key.repeat_interleave(groups, 1),
+            value.repeat_interleave(groups, 1),
+            attn_mask=mask,
+            scale=kwargs.get("scaling"),
+        )
+        return output.transpose(1, 2), None
+
+
+@torch.inference_mode()
+def measure_worth(
+    model: PreTrainedModel, inputs: dict[str, Tensor], first_turn: int, rows: int = 10
+) -> Tensor:
+    """What the answers lose where one layer sees no visual token: KL(full || blind) of the next
+    tokens, from the first answer on, mean in nats; float32 [L] on the CPU.
+
+    Args:
+        inputs, first_turn: as in `measure_transfer`.
+        rows: layers that are tried together.
+    """
+    ids = inputs["input_ids"]
+    text: dict[str, Any] = {}
+
+    def keep(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        text.update(kwargs)
+
+    with Blinding(model) as run:
+        language = run._language
+        hook = language.register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            output = model.generate(
+                **inputs, max_new_tokens=1, do_sample=False, return_dict_in_generate=True
+            )
+        finally:
+            hook.remove()
+        cache = cache_of(output)
+        layout = run._family.layout(model.config, inputs)
+        run.is_visual = layout.is_visual[0]
+        start = int(layout.is_tail[0].nonzero()[0])
+        cache.crop(start - ids.shape[1])
+        embeds, position_ids = text["inputs_embeds"][:, start:], text.get("position_ids")
+        places = slice(first_turn - 1 - start, None)
+        head = model.get_output_embeddings()
+
+        def next_tokens(layers: Tensor) -> Tensor:
+            """Log-probabilities [rows, places, V] with each of these layers blind; -1: none."""
+            run.layers = layers
+            count = len(layers)
+            filled = copy.deepcopy(cache)
+            filled.batch_repeat_interleave(count)
+            again = {"inputs_embeds": embeds.expand(count, -1, -1), CACHE: filled}
+            if position_ids is not None:
+                again["position_ids"] = position_ids[..., start:].expand(
+                    *position_ids.shape[:-2], count, -1
+                )
+            hidden = language(**again, use_cache=True).last_hidden_state
+            return head(hidden[:, places]).float().log_softmax(-1)
+
+        full = next_tokens(torch.tensor([-1]))
+        found = [
+            (full.exp() * (full - next_tokens(part))).sum(-1).mean(-1)
+            for part in torch.arange(len(language.layers)).split(rows)
+        ]
+    return torch.cat(found).clamp(min=0).cpu()
 
 
 class Watching(Run):
