@@ -31,7 +31,7 @@ from purekv.reference.data import samples as draw_samples
 from purekv.reference.data import suite as draw_suite
 from purekv.reference.render import Renderer, pack
 from purekv.scoring import SCORERS, LayerInputs
-from purekv.scoring.clie import default_source_layers
+from purekv.scoring.clie import default_drop_layers
 from purekv.scoring.key_diff import KeyDiff
 
 OUTPUT_WEIGHTS: list[Tensor] = []
@@ -170,7 +170,7 @@ def rank(score: Tensor) -> Tensor:
 
 
 def variants(num_layers: int) -> dict[str, Variant]:
-    clie = Variant(default_source_layers(num_layers))
+    clie = Variant(default_drop_layers(num_layers))  # one source per fifth of the depth
     own = Variant()
     head = replace(own, heads="own")
     made = {
@@ -193,28 +193,43 @@ def variants(num_layers: int) -> dict[str, Variant]:
         "quarter rare": replace(clie, rare=0.25),
         "half rare": replace(clie, rare=0.5),
         "each head its own, half rare": replace(head, rare=0.5),
+        "each layer its own, half rare": replace(own, rare=0.5),
         "ten sources": replace(clie, sources=tuple(range(2, num_layers, 3))),
     }
     return made
 
 
 def configs_of(
-    num_layers: int, budgets: list[float], only: list[str] | None
+    num_layers: int, budgets: list[float], only: list[str] | None, plan: str | None
 ) -> dict[str, list[PureKVConfig]]:
     """By the variant's name, one config a budget."""
     made: dict[str, dict[str, Any]] = {name: {"scorer": name} for name in variants(num_layers)}
+    fifths = {"source_layers": default_drop_layers(num_layers)}
     made |= {
-        "clie": {},
-        "last 8 tokens": {"window": 8},
-        "last token": {"window": 1},
-        "no norm": {"scorer": "attention"},
-        "pyramid": {"allocation": "pyramid"},
-        "ada": {"allocation": "ada"},
+        "clie": fifths,
+        "last 8 tokens": {"window": 8, **fifths},
+        "last token": {"window": 1, **fifths},
+        "no norm": {"scorer": "attention", **fifths},
+        "pyramid": {"allocation": "pyramid", **fifths},
+        "ada": {"allocation": "ada", **fifths},
         "each head its own, ada": {"scorer": "each head its own", "allocation": "ada"},
         "snapkv": {"scorer": "snapkv"},
         "key_diff": {"scorer": "key_diff"},
     }
     del made["clie2"]
+    if plan is not None:
+        given = PureKVConfig(plan=plan)
+        sources = {"source_layers": given.source_layers}
+        made |= {
+            "default": {},
+            "planned sources": sources,
+            "planned sources, half rare": {"scorer": "clie_rare", **sources},
+            "planned shares": {"plan": plan, "scorer": "clie"} | fifths,
+            "planned shares, snapkv": {"plan": plan, "scorer": "snapkv"},
+            "planned": {"plan": plan} | sources,
+            "planned, half rare": {"plan": plan, "scorer": "clie_rare"},
+            "planned, ada": {"plan": plan, "allocation": "ada"},
+        }
     for name in variants(num_layers):
         SCORERS[name] = lambda source_layers, count, name=name: variants(count)[name]
     return {
@@ -265,7 +280,9 @@ def ask(a: argparse.Namespace) -> None:
         layer.self_attn.o_proj.weight.detach().float().unflatten(1, (heads, -1))
         for layer in language.layers
     ]
-    configs = [c for cs in configs_of(len(language.layers), a.budgets, a.only).values() for c in cs]
+    configs = [
+        c for cs in configs_of(len(language.layers), a.budgets, a.only, a.plan).values() for c in cs
+    ]
     samples, read = drawn(a, model.device)
     done = {r.id: r for r in read_records(a.out)}
     a.out.parent.mkdir(parents=True, exist_ok=True)
@@ -295,7 +312,7 @@ def table(a: argparse.Namespace) -> None:
     )
     samples, _ = drawn(a, torch.device("cpu"))
     records = {one.id: one for one in read_records(a.out)}
-    configs = configs_of(num_layers, a.budgets, a.only)
+    configs = configs_of(num_layers, a.budgets, a.only, a.plan)
     rows = summarise(samples, records, [c for cs in configs.values() for c in cs])
     full, rest = rows[0], rows[1:]
     print(
@@ -338,6 +355,7 @@ def main() -> None:
     parser.add_argument("--pages", type=int, default=24, help="further samples that are pages")
     parser.add_argument("--seed", type=int, default=30_000)
     parser.add_argument("--budgets", nargs="+", type=float, default=[0.1, 0.05])
+    parser.add_argument("--plan", help="adds variants with this plan's sources and budgets")
     parser.add_argument("--only", nargs="+", help="names of variants")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--chunk", type=int, default=24, help="samples batched among themselves")

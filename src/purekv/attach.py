@@ -36,6 +36,7 @@ from purekv.ragged import RaggedLayer, settle
 from purekv.report import Report
 from purekv.rotation import Rotation
 from purekv.scoring import Attended, make_scorer
+from purekv.scoring.clie import default_drop_layers
 from purekv.scoring.frame_difference import FrameDifference
 from purekv.selection import RaggedSelection, Selection
 from purekv.timing import PhaseTimer
@@ -81,7 +82,10 @@ class Run:
         self._signature = inspect.signature(self._multimodal.forward)
         _refuse_sliding_layers(self._language.config)
         self._num_layers: int = self._language.config.num_hidden_layers
-        self._scorer = make_scorer(config.scorer, config.source_layers, self._num_layers)
+        sources = config.source_layers
+        if sources == "auto" and config.evict != "post":
+            sources = default_drop_layers(self._num_layers)
+        self._scorer = make_scorer(config.scorer, sources, self._num_layers)
         self._allocation = make_allocation(config.allocation, config.layer_shares)
         self._drop_layers = _drop_layers(config, self._scorer)
         self._active_layers = _active_layers(config, self._scorer, self._num_layers)

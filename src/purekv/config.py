@@ -144,7 +144,7 @@ class PureKVConfig:
 
     def __post_init__(self) -> None:
         if self.plan is not None:
-            self._take(Plan.read(self.plan).settings)
+            self._take(Plan.read(self.plan).settings_at(self.budget))
         if self.budget is None:
             object.__setattr__(self, "budget", DEFAULT_BUDGET)
         for name in ("source_layers", "layer_shares"):

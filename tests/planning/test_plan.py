@@ -49,6 +49,16 @@ def test_a_plan_sets_what_is_left_at_its_default(plan):
     assert PureKVConfig().budget == 0.2
 
 
+@pytest.mark.parametrize(
+    ("budget", "share"), [(None, 2.0), (0.3, 2.0), (0.5, 2.0), (0.04, 1.0), (10, 2.0)]
+)
+def test_shares_are_those_of_the_nearest_budget(tmp_path, budget, share):
+    shares = {"0.05": [1.0, 1.0, 1.0], "0.3": [2.0, 1.0, 1.0]}
+    path = tmp_path / "plan.json"
+    Plan("0" * 12, 3, "kv=0.3", {"budget": 0.3, "layer_shares": shares}).write(path)
+    assert PureKVConfig(plan=str(path), budget=budget).layer_shares[0] == share
+
+
 def test_a_planned_run_keeps_what_the_plan_says(plan):
     model = tiny_model()
     with torch.no_grad(), PureKV(PureKVConfig(plan=plan))(model) as run:

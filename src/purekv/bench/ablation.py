@@ -90,7 +90,9 @@ class TimedRun(Run):
 
         scoring.score = timed_score  # type: ignore[method-assign]
         prefill.select = self._laps.around(_SELECT, prefill.select)
-        prefill._certify = self._laps.around("certificate", prefill._certify)
+        prefill._certify = self._laps.around(  # type: ignore[method-assign]
+            "certificate", prefill._certify
+        )
 
     def _drop_before_layers(self, prefill: Prefill, kwargs: dict[str, Any]) -> None:
         with self._laps(_TOTAL), self._laps("dropping"):

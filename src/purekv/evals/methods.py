@@ -99,7 +99,7 @@ def _planned(settings: dict[str, Any]) -> bool:
     plan = settings.get("plan")
     if plan is None or settings["allocation"] != "uniform":
         return False
-    return settings["scorer"] == Plan.read(plan).settings.get("scorer", "clie")
+    return settings["scorer"] in ("clie", Plan.read(plan).settings.get("scorer"))
 
 
 def _lacks(settings: dict[str, Any]) -> bool:

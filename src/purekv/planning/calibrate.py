@@ -34,8 +34,10 @@ Progress = Callable[[int, int], None]
 
 BUDGETS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
 """At which each layer's own error is measured."""
+SCORERS = ("clie", "clie_rare")
+"""Both are tried with the sources and budgets found."""
 MOST_SOURCES = 8
-SLACK = 0.05
+SLACK = 0.02
 """More error than with every layer its own source, above which another source is worth it."""
 SENSED = 8
 """Samples on which layers are blinded, one at a time."""
@@ -120,32 +122,34 @@ def _for_budget(c: Calibration, advance: Progress) -> Found:
     pairs = worth * torch.stack([t.pairs.mean(0) for t in transfers]).mean(0)
     curve = worth * torch.stack([t.curve.mean(0) for t in transfers]).mean(0)  # [N, L]
     sources, tried = enough_sources(pairs, SLACK, MOST_SOURCES)
-    settings: dict[str, Any] = {"scorer": "clie", "source_layers": list(sources.source_layers)}
-    choices = [at] if is_given else list(BUDGETS)
-    found: dict[float, dict[str, Any]] = {}
-    for budget in choices:
-        given = spread(curve.T, BUDGETS, budget)
-        shares = [round(one / budget, 2) for one in given]
-        found[budget] = {"budget": budget, **settings, "layer_shares": shares}
-    checked = _checked(c, list(found.values()))
-    best = found[choices[0]]
-    if not is_given:
-        good = [
-            one
-            for one in found.values()
-            if checked[one["budget"]]["planned"]["agreement"] >= c.target.value
-        ]
-        if not good:
-            most = checked[max(BUDGETS)]["planned"]["agreement"]
-            raise PureKVError(
-                f"no budget up to {max(BUDGETS):g} reaches {c.target}: {most:.3f} of the next "
-                "tokens are the full cache's; lower the target"
-            )
-        best = good[0]
+    plans = []
+    by_budget: dict[str, list[float]] = {}
+    for budget in sorted({at, *BUDGETS} if is_given else BUDGETS):
+        shares = [round(one / budget, 2) for one in spread(curve.T, BUDGETS, budget)]
+        by_budget[str(budget)] = shares
+        layers = {"source_layers": list(sources.source_layers), "layer_shares": shares}
+        plans += [{"budget": budget, "scorer": scorer, **layers} for scorer in SCORERS]
+    if is_given:
+        plans = [plan for plan in plans if plan["budget"] == at]
+    checked = _checked(c, plans)
+    good = [of for of in checked if of["scorer"] and of["agreement"] >= c.target.value]
+    if is_given:
+        best = min((of for of in checked if of["scorer"]), key=lambda of: of["kl"])
+    elif good:
+        least = min(of["budget"] for of in good)
+        best = min((of for of in good if of["budget"] == least), key=lambda of: of["kl"])
+    else:
+        most = max(of["agreement"] for of in checked)
+        raise PureKVError(
+            f"no budget up to {max(BUDGETS):g} reaches {c.target}: at most {most:.3f} of the next "
+            "tokens are the full cache's; lower the target"
+        )
+    keys = ("budget", "scorer")
+    (chosen,) = (one for one in plans if all(one[key] == best[key] for key in keys))
     expected = {
         "error": _significant(sources.error),
         "every layer its own source": _significant(float(pairs.diagonal().sum())),
-        "kl and agreement": {str(budget): of for budget, of in checked.items()},
+        "on the calibration samples": checked,
     }
     measured = {
         "kl where a layer sees nothing": _rounded(kl),
@@ -157,7 +161,7 @@ def _for_budget(c: Calibration, advance: Progress) -> Found:
         "worth of error by budget and layer": _rounded(curve),
         "worth of error by source and target": _rounded(pairs),
     }
-    return best, expected, measured
+    return chosen | {"layer_shares": by_budget}, expected, measured
 
 
 def _chat(c: Calibration, sample: Sample) -> tuple[dict[str, Tensor], int]:
@@ -171,23 +175,25 @@ def _from_line(line: Mapping[str, Any]) -> Transfer:
     return Transfer(**{name: torch.tensor(line[name]) for name in ("pairs", "curve", "blind")})
 
 
-def _checked(c: Calibration, plans: Sequence[Mapping[str, Any]]) -> dict[float, dict[str, Any]]:
-    """By budget: divergence and share of equal next tokens along the gold answers, as planned and
-    with the default sources."""
-    configs = [
-        PureKVConfig(**settings, first_token="compressed")
-        for plan in plans
-        for settings in (plan, {"budget": plan["budget"]})
-    ]
+def _checked(c: Calibration, plans: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Divergence and share of equal next tokens along the gold answers: of each plan, and of the
+    defaults at its budget, whose scorer is None here."""
+    defaults = [{"budget": budget} for budget in dict.fromkeys(plan["budget"] for plan in plans)]
+    ways = [*plans, *defaults]
+    configs = [PureKVConfig(**way, first_token="compressed") for way in ways]
     records = list(_asked(c, c.samples, configs))
-    found: dict[float, dict[str, Any]] = {}
-    for number, config in enumerate(configs, 1):
+    checked = []
+    for number, way in enumerate(ways, 1):
         outcomes = [record.outcomes[number] for record in records]
-        found.setdefault(config.budget, {})["default" if number % 2 == 0 else "planned"] = {
-            "kl": _significant(_mean([one for o in outcomes for one in o.kl])),
-            "agreement": _significant(_mean([one for o in outcomes for one in o.agreement])),
-        }
-    return found
+        checked.append(
+            {
+                "budget": way["budget"],
+                "scorer": way.get("scorer"),
+                "kl": _significant(_mean([one for o in outcomes for one in o.kl])),
+                "agreement": _significant(_mean([one for o in outcomes for one in o.agreement])),
+            }
+        )
+    return checked
 
 
 def _for_speed(c: Calibration, advance: Progress) -> Found:

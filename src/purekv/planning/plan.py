@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ class Plan:
     target: str
     """As it was asked for, e.g. "kv=0.1"."""
     settings: dict[str, Any]
-    """Fields of `PureKVConfig`, of those in `SETTINGS`."""
+    """Fields of `PureKVConfig`, of those in `SETTINGS`; `layer_shares` by budget."""
     expected: dict[str, Any] = field(default_factory=dict)
     """What the plan should cost, and what it did on the calibration samples."""
     measured: dict[str, Any] = field(default_factory=dict)
@@ -64,6 +65,17 @@ class Plan:
                 f"{path} is not a plan ({error}); write one with purekv calibrate"
             ) from error
         return plan
+
+    def settings_at(self, budget: float | int | None) -> dict[str, Any]:
+        """The settings, layer shares those of the budget nearest to this one (by their ratio), or
+        to the plan's own where this is none or a count."""
+        settings = dict(self.settings)
+        shares = settings.get("layer_shares")
+        if isinstance(shares, Mapping):
+            wanted = budget if isinstance(budget, float) and budget > 0 else settings["budget"]
+            nearest = min(shares, key=lambda one: abs(math.log(float(one) / wanted)))
+            settings["layer_shares"] = shares[nearest]
+        return settings
 
     def write(self, path: Path) -> None:
         path.write_text(_readable({"purekv_plan": _FORMAT, **self.to_dict()}) + "\n")

@@ -72,7 +72,7 @@ def spread(
     between, the last step is taken in part, so that it stays within that one step of the best.
 
     Args:
-        error: [L, N] at each budget, ascending ones.
+        error: [L, N] at each budget, ascending ones below 1.
         mean: of the budgets that are given out.
         least: what every layer gets, as a share of `mean`: errors on calibration samples are not
             all that a layer is for.
@@ -84,6 +84,7 @@ def spread(
     steps = []
     for layer, curve in enumerate(error.double()):
         points = [(b, float(e)) for b, e in zip(budgets, curve, strict=True)]
+        points.append((1.0, 0.0))  # what keeps everything loses nothing
         start = _at(points, floor)
         hull = _lower_hull([(floor, start), *((b, e) for b, e in points if b > floor)])
         steps += [((e0 - e1) / (b1 - b0), layer, b1 - b0) for (b0, e0), (b1, e1) in pairwise(hull)]
