@@ -114,7 +114,9 @@ def _for_budget(c: Calibration, advance: Progress) -> Found:
             found["kl"] = _rounded(measure_worth(c.model, chat, first_turn))
         return found
 
-    lines = _measured(c, {"sources at": at, "sensed": sorted(sensed)}, advance, measure)
+    count = len(c.samples)
+    noted = {"sources at": at, "sensed": sorted(sensed)}
+    lines = _measured(c, noted, lambda done, total: advance(done, total + count), measure)
     transfers = [_from_line(line) for line in lines]
     kl = torch.tensor([line["kl"] for line in lines if "kl" in line]).mean(0)  # [L]
     blind = torch.stack([t.blind.mean(0) for t in transfers]).mean(0)
@@ -131,7 +133,7 @@ def _for_budget(c: Calibration, advance: Progress) -> Found:
         plans += [{"budget": budget, "scorer": scorer, **layers} for scorer in SCORERS]
     if is_given:
         plans = [plan for plan in plans if plan["budget"] == at]
-    checked = _checked(c, plans)
+    checked = _checked(c, plans, lambda done, total: advance(count + done, count + total))
     good = [of for of in checked if of["scorer"] and of["agreement"] >= c.target.value]
     if is_given:
         best = min((of for of in checked if of["scorer"]), key=lambda of: of["kl"])
@@ -175,13 +177,18 @@ def _from_line(line: Mapping[str, Any]) -> Transfer:
     return Transfer(**{name: torch.tensor(line[name]) for name in ("pairs", "curve", "blind")})
 
 
-def _checked(c: Calibration, plans: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _checked(
+    c: Calibration, plans: Sequence[Mapping[str, Any]], advance: Progress
+) -> list[dict[str, Any]]:
     """Divergence and share of equal next tokens along the gold answers: of each plan, and of the
     defaults at its budget, whose scorer is None here."""
     defaults = [{"budget": budget} for budget in dict.fromkeys(plan["budget"] for plan in plans)]
     ways = [*plans, *defaults]
     configs = [PureKVConfig(**way, first_token="compressed") for way in ways]
-    records = list(_asked(c, c.samples, configs))
+    records = []
+    for record in _asked(c, c.samples, configs):
+        records.append(record)
+        advance(len(records), len(c.samples))
     checked = []
     for number, way in enumerate(ways, 1):
         outcomes = [record.outcomes[number] for record in records]
