@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from purekv import families
-from purekv.allocation import ALLOCATIONS
+from purekv.allocation import ALLOCATIONS, make_allocation
 from purekv.attention import NAME_PREFIX, Backend
 from purekv.attention.kept import NEVER_SEEN, attend_to_kept
 from purekv.attention.spatiotemporal import sparse_attention
@@ -36,16 +36,18 @@ from purekv.cache import (
     own_masks,
     physical_length,
 )
+from purekv.certificate import Measured, certify
 from purekv.config import PureKVConfig
 from purekv.errors import PureKVError
 from purekv.parallel import HeadShards
+from purekv.planning import Plan
 from purekv.prefill import Prefill
 from purekv.ragged import RaggedLayer, settle
 from purekv.report import Report
 from purekv.rotation import Rotation
 from purekv.scope import prompt_layout
 from purekv.scoring import UNROTATING, Attended, make_scorer
-from purekv.scoring.clie import default_source_layers
+from purekv.scoring.clie import default_drop_layers, default_source_layers
 from purekv.scoring.frame_difference import FrameDifference
 from purekv.selection import RaggedSelection, Selection
 from purekv.timing import PhaseTimer
@@ -82,6 +84,8 @@ class Run:
     def __init__(self, config: PureKVConfig, model: PreTrainedModel) -> None:
         self.config = config
         self._model = model
+        if config.plan is not None:
+            Plan.read(config.plan).check(model, config.plan)
         self._family = families.for_config(model.config)
         self._multimodal = self._family.multimodal_model(model)
         self._language = self._family.language_model(model)
@@ -105,12 +109,12 @@ class Run:
             )
         sources = _source_layers(config, self._layers, self._num_layers)
         self._scorer = make_scorer(config.scorer, sources, self._num_layers)
-        self._allocation = ALLOCATIONS[config.allocation]
+        self._allocation = make_allocation(config.allocation, config.layer_shares)
         self._drop_layers = _drop_layers(config, self._scorer)
         if config.evict == "drop":
             _check_drop_layers(self._drop_layers, self._family.undroppable_layers(model.config))
         self._active_layers = _active_layers(config, self._scorer, self._num_layers)
-        _check_dense_layers(config, self._num_layers)
+        _check_layers(config, self._num_layers)
         self._backend = Backend(self._language)
         refuse_ragged_flash(config.allocation, self._backend.name)
         if self._allocation.ragged and self._shards.size > 1:
@@ -118,12 +122,18 @@ class Run:
                 f"allocation={config.allocation!r} lets heads compete, which lie on other ranks "
                 'under tensor parallelism; use allocation="uniform" or "pyramid"'
             )
+        if self._shards.size > 1 and (config.certificate or config.tolerance is not None):
+            raise PureKVError(
+                "certificates look at all heads of a layer, which lie on several ranks under "
+                "tensor parallelism; leave certificate and tolerance out"
+            )
         tower = self._family.vision_tower(model) if self._family.packed_tower else None
         self._vision = contextlib.nullcontext() if tower is None else BatchedChunks(tower)
         self._timer = PhaseTimer(model)
         self._name = f"{NAME_PREFIX}{id(self):x}"
         self._handles: list[RemovableHandle] = []
         self._report: dict[str, Any] | None = None
+        self._measured: list[Measured] | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -187,7 +197,8 @@ class Run:
         """
         if self._report is None:
             raise PureKVError("nothing was compressed yet; run model.generate inside the block")
-        return Report(**self._report, seconds=self._timer.seconds)
+        certificate = None if self._measured is None else [certify(one) for one in self._measured]
+        return Report(**self._report, seconds=self._timer.seconds, certificate=certificate)
 
     # The hooks, in the order in which they run.
 
@@ -225,7 +236,7 @@ class Run:
                 self.config, self._scorer, self._allocation, layout, quota, self._layers,
                 self._num_heads, self._drop_layers, self._active_layers, media,
             )  # fmt: skip
-            if self._prefill.patterns is not None and torch.is_grad_enabled():
+            if self._prefill.patterns and torch.is_grad_enabled():
                 raise PureKVError(
                     'prefill="spatiotemporal" has no gradient; run the model under '
                     "torch.no_grad(), as generate does"
@@ -364,8 +375,8 @@ class Run:
             output = self._attend_to_kept(prefill, attended), None
         elif kind == "spatiotemporal":
             assert prefill is not None
-            assert prefill.patterns is not None
-            output = sparse_attention(query, key, value, scaling, prefill.patterns), None
+            patterns = prefill.patterns_of(module.layer_idx)
+            output = sparse_attention(query, key, value, scaling, patterns), None
         else:
             if not self._stock_masks:
                 mask = None if self._mask is None else self._mask.to(query.device)
@@ -461,6 +472,7 @@ class Run:
             "kv_bytes_full": prefill.kv_bytes_full * self._shards.size,
             "kv_bytes_kept": cache_bytes(self._cache) * self._shards.size,
         }
+        self._measured = prefill.measured
         return output
 
     def _rerun_tail(
@@ -543,7 +555,14 @@ def _active_layers(config: PureKVConfig, scorer: Any, num_layers: int) -> frozen
     return frozenset(range(min(sources, default=-1) + 1, num_layers)) - frozenset(sources)
 
 
-def _check_dense_layers(config: PureKVConfig, num_layers: int) -> None:
+def _check_layers(config: PureKVConfig, num_layers: int) -> None:
+    each = {"tile": config.spatiotemporal.tile, "layer_shares": config.layer_shares}
+    for name, value in each.items():
+        if isinstance(value, tuple) and len(value) != num_layers:
+            raise PureKVError(
+                f"{name} has {len(value)} numbers, the model {num_layers} layers; write one for "
+                "each of them"
+            )
     layers = config.spatiotemporal.dense_layers
     if isinstance(layers, tuple) and max(layers, default=0) >= num_layers:
         raise PureKVError(
@@ -606,6 +625,8 @@ def _source_layers(
 ) -> tuple[int, ...] | str:
     """The config's, among the layers that are compressed."""
     sources = config.source_layers
+    if sources == "auto" and config.evict != "post":
+        return default_drop_layers(num_layers)
     if len(layers) == num_layers:
         return sources
     if isinstance(sources, str):

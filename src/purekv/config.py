@@ -7,7 +7,10 @@ from typing import Any
 
 from purekv.allocation import ALLOCATIONS
 from purekv.errors import PureKVError
+from purekv.planning.plan import Plan
 from purekv.scoring import BEFORE_LAYERS, DROPPING, SCORERS
+
+DEFAULT_BUDGET = 0.2
 
 # The contract names more values than are built; asking for one of those is refused here, before
 # any work, rather than silently served by something else.
@@ -28,8 +31,9 @@ class SpatioTemporalConfig:
         PureKVError: a value is out of range; the message names what is not.
     """
 
-    tile: int = 2
-    """Side of a tile in visual tokens: a visual token sees its own tile in earlier frames."""
+    tile: int | tuple[int, ...] = 2
+    """Side of a tile in visual tokens: a visual token sees its own tile in earlier frames. Or one
+    for each layer of the model, 0 where it stays dense."""
 
     anchor_frames: int = 1
     """First frames of each video that all later tokens see."""
@@ -43,9 +47,15 @@ class SpatioTemporalConfig:
     and 13.1 and 6.2 ms at 32k."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.dense_layers, list):
-            object.__setattr__(self, "dense_layers", tuple(self.dense_layers))
+        for name in ("dense_layers", "tile"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        tiles = self.tile if isinstance(self.tile, tuple) else ()
+        if not all(_is_int(tile) and tile >= 0 for tile in tiles):
+            raise PureKVError(f"tile={self.tile!r}; write 0 or more for each layer")
         for name, least in (("tile", 1), ("anchor_frames", 0), ("min_tokens", 0)):
+            if name == "tile" and isinstance(self.tile, tuple):
+                continue
             value = getattr(self, name)
             if not _is_int(value) or value < least:
                 raise PureKVError(f"{name}={value!r}; write a whole number of {least} or more")
@@ -57,10 +67,15 @@ class SpatioTemporalConfig:
                 "layer numbers such as (0, 1, 14)"
             )
 
-    def is_dense(self, layer_idx: int) -> bool:
+    def tile_of(self, layer_idx: int) -> int:
+        """0: dense."""
         if isinstance(self.dense_layers, tuple):
-            return layer_idx in self.dense_layers
-        return layer_idx < self.dense_layers
+            is_dense = layer_idx in self.dense_layers
+        else:
+            is_dense = layer_idx < self.dense_layers
+        if is_dense:
+            return 0
+        return self.tile[layer_idx] if isinstance(self.tile, tuple) else self.tile
 
 
 @dataclass(frozen=True)
@@ -71,12 +86,16 @@ class PureKVConfig:
         PureKVError: a value is out of range or not available; the message names what is.
     """
 
-    budget: float | int = 0.2
-    """Visual tokens kept per (layer, KV head): a share in (0, 1], or a count of 2 or more."""
+    budget: float | int = None  # type: ignore[assignment]  # a number once it is made
+    """Visual tokens kept per (layer, KV head): a share in (0, 1], or a count of 2 or more. Left
+    out: the plan's, or 0.2."""
 
     allocation: str = "uniform"
     """How the budget is spread, its total unchanged: "uniform"; "pyramid", falling from layer to
     layer; "ada", by the scores of all heads of a layer."""
+
+    layer_shares: tuple[float, ...] | None = None
+    """Each layer's part of the budget, up to a common factor; None: as `allocation` has it."""
 
     scorer: str = "clie"
     """How importance is estimated: a name in `purekv.scoring.SCORERS`."""
@@ -104,7 +123,8 @@ class PureKVConfig:
     forward then answers logits of the kept positions only."""
 
     plan: str | None = None
-    """Path of a calibrated plan."""
+    """Path of a calibrated plan, or the name of one that ships with purekv. It sets what is left at
+    its default."""
 
     scope: str = "visual"
     """Which entries may be evicted: "visual" tokens only; or all of the "prompt", text included,
@@ -116,12 +136,22 @@ class PureKVConfig:
     last visual token is recomputed on the compressed cache first, so that every answer token
     feels the eviction."""
 
+    certificate: bool = False
+    """Measure how large each layer's error can be, for the report. Costs, in every layer, a little
+    more than a source layer's scoring."""
+
     tolerance: float | None = None
-    """Limit of the error certificate."""
+    """Limit of the certificate's bound, as a share of a layer's output. Layers above it are chosen
+    by their own attention, where that lowers the bound."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.source_layers, list):
-            object.__setattr__(self, "source_layers", tuple(self.source_layers))
+        if self.plan is not None:
+            self._take(Plan.read(self.plan).settings_at(self.budget))
+        if self.budget is None:
+            object.__setattr__(self, "budget", DEFAULT_BUDGET)
+        for name in ("source_layers", "layer_shares"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         _check_budget(self.budget)
         _check_source_layers(self.source_layers)
         if not isinstance(self.spatiotemporal, SpatioTemporalConfig):
@@ -135,24 +165,37 @@ class PureKVConfig:
             value = getattr(self, name)
             if value not in allowed:
                 raise PureKVError(f"{name}={value!r} is not available; use {_one_of(allowed)}")
+        _check_layer_shares(self)
         _check_drop(self)
         if self.evict == "active" and ALLOCATIONS[self.allocation].ragged:
             raise PureKVError(
                 f"evict='active' needs equal counts in all heads of a layer, unlike allocation="
                 f"{self.allocation!r}; use allocation='uniform' or 'pyramid', or evict='post'"
             )
-        for name in ("plan", "tolerance"):
-            if getattr(self, name) is not None:
-                raise PureKVError(f"{name} is not available in this version; leave it out")
+        _check_tolerance(self.tolerance)
+
+    def _take(self, settings: Mapping[str, Any]) -> None:
+        """A plan's settings, where nothing else was said."""
+        _check_known(type(self), settings)
+        for one in fields(self):
+            value = settings.get(one.name)
+            if one.name == "spatiotemporal" and value is not None:
+                _check_known(SpatioTemporalConfig, value)
+                mine, plain = asdict(self.spatiotemporal), asdict(SpatioTemporalConfig())
+                said = {k: v for k, v in mine.items() if v != plain[k]}
+                object.__setattr__(self, one.name, SpatioTemporalConfig(**{**value, **said}))
+            elif value is not None and getattr(self, one.name) == one.default:
+                object.__setattr__(self, one.name, value)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, every field."""
-        data = asdict(self)
-        if isinstance(self.source_layers, tuple):
-            data["source_layers"] = list(self.source_layers)
-        if isinstance(self.spatiotemporal.dense_layers, tuple):
-            data["spatiotemporal"]["dense_layers"] = list(self.spatiotemporal.dense_layers)
-        return data
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: plain(one) for key, one in value.items()}
+            return list(value) if isinstance(value, tuple) else value
+
+        return plain(asdict(self))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "PureKVConfig":
@@ -218,6 +261,31 @@ def _check_window(window: object) -> None:
         raise PureKVError(
             f"window={window!r} is not understood; write 'question' or a number of text tokens"
         )
+
+
+def _check_layer_shares(config: PureKVConfig) -> None:
+    shares = config.layer_shares
+    if shares is None:
+        return
+    numbers = isinstance(shares, tuple) and all(isinstance(one, float | int) for one in shares)
+    if not numbers or not sum(shares) > 0 or min(shares) < 0:
+        raise PureKVError(
+            f"layer_shares={shares!r} is not understood; write a number of 0 or more for each layer"
+        )
+    if config.allocation == "pyramid" or config.evict == "drop":
+        raise PureKVError(
+            "layer_shares says how many each layer keeps, and so does allocation='pyramid' and "
+            "evict='drop'; use one of them"
+        )
+
+
+def _check_tolerance(tolerance: object) -> None:
+    if tolerance is None or (isinstance(tolerance, float | int) and tolerance > 0):
+        return
+    raise PureKVError(
+        f"tolerance={tolerance!r} is not understood; write the largest error of a layer that you "
+        "accept, as a share of its output, such as 0.1"
+    )
 
 
 def _check_drop(config: PureKVConfig) -> None:

@@ -9,12 +9,13 @@ from torch import Tensor
 from purekv.allocation import Allocation
 from purekv.allocation.uniform import Uniform
 from purekv.attention.pattern import Pattern, row_patterns
+from purekv.certificate import Measured, Measures, measure
 from purekv.config import PureKVConfig
 from purekv.dropping import Kept, stage_quotas
 from purekv.errors import PureKVError
 from purekv.layout import Layout
 from purekv.rotation import Rotation
-from purekv.scoring import Attended, LayerInputs, Scorer
+from purekv.scoring import IN_OUTPUT_UNITS, Attended, LayerInputs, Scorer
 from purekv.selection import RaggedSelection, Selection, Selector
 from purekv.window import Window, observation_window
 
@@ -104,15 +105,16 @@ class Prefill:
         """Of the prompt; known once its layers run."""
         self.attention: list[str] = []
         """What each layer's attention so far was, as the report has it."""
-        self.patterns: tuple[Pattern, ...] | None = None
-        """Of sparse attention, for each row; None: all are dense."""
+        self.patterns: dict[int, tuple[Pattern, ...]] = {}
+        """Of sparse attention, by the tile, for each row; empty: all are dense."""
         sparse = config.spatiotemporal
         if config.prefill == "spatiotemporal":
-            patterns = row_patterns(
-                media or layout, sparse.tile, sparse.anchor_frames, sparse.min_tokens
-            )
-            if any(pattern.clips for pattern in patterns):
-                self.patterns = patterns
+            for tile in {sparse.tile_of(layer) for layer in layers} - {0}:
+                patterns = row_patterns(
+                    media or layout, tile, sparse.anchor_frames, sparse.min_tokens
+                )
+                if any(pattern.clips for pattern in patterns):
+                    self.patterns[tile] = patterns
         self._sparse = sparse
         self._active_layers = active_layers if self.evicts else ()
         self.kept: Kept | None = None
@@ -141,6 +143,12 @@ class Prefill:
         asked = config.window if config.scope == "visual" else "question"
         window = observation_window(layout, asked)
         self._stage = _Stage(layout, window, stored, self._selector(layout.is_visual, stored))
+        self._tolerance = config.tolerance
+        self._has_terms = config.scorer in IN_OUTPUT_UNITS
+        self.measured: list[Measured] | None = None
+        """Of each layer that had something to choose; None if nobody asked."""
+        if config.certificate or config.tolerance is not None:
+            self.measured = []
         self._drops: dict[int, list[int]] = {}
         if self.evicts:
             quotas = stage_quotas(layout.visual_tokens, self.quota, len(drop_layers))
@@ -150,9 +158,12 @@ class Prefill:
         """What a layer's attention is to be: "dense", "spatiotemporal" or "kept"."""
         if layer_idx in self._active_layers:
             return "kept"
-        if self.patterns is None or self._sparse.is_dense(layer_idx):
-            return "dense"
-        return "spatiotemporal"
+        is_sparse = self._sparse.tile_of(layer_idx) in self.patterns
+        return "spatiotemporal" if is_sparse else "dense"
+
+    def patterns_of(self, layer_idx: int) -> tuple[Pattern, ...]:
+        """Of each row, in a layer that is sparse."""
+        return self.patterns[self._sparse.tile_of(layer_idx)]
 
     def _selector(self, evictable: Tensor, stored: Tensor) -> Selector:
         return Selector(
@@ -175,11 +186,40 @@ class Prefill:
         assert self.rotation is not None
         layout, window = self._stage.on(value.device)
         rotation = self.rotation.to(value.device)
-        scores = self.scoring.score(attended.for_scorers(layout, window, rotation))
+        inputs = attended.for_scorers(layout, window, rotation)
+        scores = self.scoring.score(inputs)
         selection = self._stage.selector.select(self._place[layer_idx], scores)
+        if self.measured is not None:
+            scores, selection = self._certify(inputs, scores, selection)
         if layer_idx in self._drops:
             self.drop(attended.shards.mean(scores), self._drops[layer_idx])
         return selection
+
+    def _certify(
+        self, inputs: LayerInputs, scores: Tensor, selection: Selection | RaggedSelection
+    ) -> tuple[Tensor, Selection | RaggedSelection]:
+        """Measure what a layer's selection costs; where that is above the tolerance and the layer's
+        own attention would choose better, let it. Does not wait for the device."""
+        place = self._place[inputs.layer_idx]
+        found = self._measure(inputs, scores, selection)
+        falls_back = torch.zeros_like(found.bound, dtype=torch.bool)
+        if self._tolerance is not None:
+            own = inputs.window_attention.mean(2) * inputs.value_norm
+            better = self._measure(inputs, own, self._stage.selector.select(place, own))
+            falls_back = found.relative_bound > self._tolerance
+            falls_back &= better.relative_bound < found.relative_bound
+            scores = torch.where(falls_back[:, None, None], own, scores)
+            selection = self._stage.selector.select(place, scores)
+            found = found.where(~falls_back, better)
+        assert self.measured is not None
+        self.measured.append(Measured(found, falls_back, self._has_terms))
+        return scores, selection
+
+    def _measure(
+        self, inputs: LayerInputs, scores: Tensor, selection: Selection | RaggedSelection
+    ) -> Measures:
+        dropped = inputs.layout.is_visual[:, None] & ~selection.mask(scores.shape[-1])
+        return measure(inputs, dropped, scores)
 
     def drop(self, scores: Tensor, quota: Sequence[int]) -> None:
         """Go on with the best visual tokens and all text. Waits for the device once.
@@ -202,7 +242,7 @@ class Prefill:
             return fewer.take(mask, 0) & fewer.is_token
 
         # What is left of a grid has holes, so it is no span any more, and attended to densely.
-        self.patterns = None
+        self.patterns = {}
         layout = Layout(fewer.is_token, taken(is_visual), tuple(() for _ in quota))
         stored = taken(stage.stored)
         index = fewer.index.masked_fill(~fewer.is_token, -1)

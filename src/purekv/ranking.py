@@ -34,3 +34,16 @@ def kth_largest(keys: Tensor, counts: Sequence[int]) -> Tensor:
     if len(set(counts)) == 1:
         return kth(keys, counts[0])
     return torch.cat([kth(keys[row : row + 1], count) for row, count in enumerate(counts)])
+
+
+def places_of(scores: Tensor, is_visual: Tensor) -> Tensor:
+    """Place of each position by its score, float32 [B, H, S]; 0 is the best visual one of its row
+    and head, equal scores in order, and what is not visual comes last.
+
+    Args:
+        scores: [B, H, S].
+        is_visual: bool [B, S].
+    """
+    scores = scores.masked_fill(~is_visual[:, None], -torch.inf)
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    return order.argsort(dim=-1).float()

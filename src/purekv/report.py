@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from purekv.certificate import LayerCertificate
 from purekv.timing import PhaseTimer
 
 __all__ = ["PhaseTimer", "Report"]
@@ -41,6 +42,9 @@ class Report:
     it is stored."""
     seconds: dict[str, float]
     """Seconds in the vision tower, prefill (scoring and eviction included) and decode."""
+    certificate: list[LayerCertificate] | None = None
+    """How large the error of each layer can be, on the observing queries; None unless asked for.
+    Layers in which nothing is left to choose behind a drop have none."""
 
     @property
     def compression(self) -> float:

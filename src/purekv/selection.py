@@ -20,6 +20,14 @@ class Selection:
     """bool [B, width], False at padding; None if no row is padded. Rows that keep fewer entries
     than the longest are padded on the left."""
 
+    def mask(self, seq_len: int) -> Tensor:
+        """bool [B, num_key_value_heads, S]; which entries stay."""
+        index = self.index
+        if self.is_entry is not None:
+            index = index.masked_fill(~self.is_entry[:, None], seq_len)
+        stays = torch.zeros(*index.shape[:2], seq_len + 1, dtype=torch.bool, device=index.device)
+        return stays.scatter_(-1, index, True)[..., :-1]
+
 
 @dataclass(frozen=True)
 class RaggedSelection:
@@ -31,6 +39,12 @@ class RaggedSelection:
     """int64 [B, num_key_value_heads]: how many of them each head has."""
     entries_per_head: int
     """Mean over the heads of the row that has most."""
+
+    def mask(self, seq_len: int) -> Tensor:
+        """bool [B, num_key_value_heads, S]; which entries stay."""
+        stays = torch.zeros(*self.length.shape, seq_len, dtype=torch.bool, device=self.index.device)
+        stays.view(-1)[self.index] = True
+        return stays
 
 
 @dataclass(frozen=True)

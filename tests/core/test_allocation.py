@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import DynamicCache
 
 from purekv import PureKV, PureKVConfig
-from purekv.allocation import ALLOCATIONS
+from purekv.allocation import ALLOCATIONS, make_allocation
 from purekv.cache import cache_bytes
 from purekv.ragged import RaggedLayer
 from purekv.selection import RaggedSelection, Selector
@@ -33,6 +33,40 @@ def test_a_pyramid_has_the_uniform_total_and_falls_linearly(quota, spare, num_la
         assert abs(count - ideal) < 1 + 1e-6
     assert pyramid.layer_quotas(0, 0, num_layers) == [0] * num_layers
     assert pyramid.layer_quotas(evictable, evictable, num_layers) == [evictable] * num_layers
+
+
+@given(
+    st.integers(1, 4000),
+    st.integers(0, 4000),
+    st.lists(st.floats(0, 9).filter(lambda x: x == 0 or x > 0.01), min_size=1, max_size=40),
+)
+@settings(max_examples=200, deadline=None)
+def test_layer_shares_keep_the_total_and_the_proportion(quota, spare, shares):
+    if not any(shares):
+        shares[0] = 1.0
+    evictable, used = quota + spare, [share for share in shares if share]
+    counts = make_allocation("uniform", tuple(shares)).layer_quotas(quota, evictable, len(shares))
+    assert sum(counts) == min(quota * len(shares), evictable * len(used))
+    assert all(0 <= count <= evictable for count in counts)
+    assert all(count == 0 for count, share in zip(counts, shares, strict=True) if not share)
+    scale = {  # of those that are not full, one number but for rounding
+        count / share: 1 / share
+        for count, share in zip(counts, shares, strict=True)
+        if share and count < evictable
+    }
+    assert not scale or max(scale) - min(scale) <= 2 * max(scale.values())
+
+
+def test_shared_layers_hold_what_they_are_given():
+    model = tiny_model()
+    config = PureKVConfig(budget=0.3, layer_shares=(1.0, 0.0, 2.0))
+    with torch.no_grad(), PureKV(config)(model) as run:
+        model(**prompt("video"))
+    text = run.report.text_tokens[0]
+    visual = [kept - text for kept in run.report.kept_per_layer]
+    assert visual[1] == 0
+    assert sum(visual) == 3 * run.report.kept_visual_tokens[0]
+    assert abs(visual[2] - 2 * visual[0]) <= 2
 
 
 def reference_ada(scores, evictable, quota):

@@ -32,7 +32,9 @@ from tests.tiny import tiny_model
         ({"prefill": "sparse"}, "dense"),
         ({"evict": "early"}, "active"),
         ({"first_token": "none"}, "exact"),
-        ({"plan": "plan.json"}, "leave it out"),
+        ({"plan": "plan.json"}, "plan not found"),
+        ({"layer_shares": (1.0, -1.0)}, "0 or more"),
+        ({"layer_shares": (1.0, 2.0), "allocation": "pyramid"}, "use one of them"),
     ],
     ids=str,
 )

@@ -24,6 +24,7 @@ PARTS = {
     "setup": "finding the visual tokens, the window and the budget, on the host",
     "scoring_source": "scoring in layers whose attention is measured",
     "scoring_elsewhere": "scoring in all other layers",
+    "certificate": "measuring how large each layer's error can be, where that was asked for",
     "selection": "the top-k of each head, and the positions of what stays",
     "compaction": "gathering what stays into smaller tensors",
     "dropping": 'leaving tokens out of the layers above (evict="drop"), their scoring included '
@@ -70,7 +71,7 @@ class TimedRun(Run):
         ms = self._laps.ms
         parts = {name: ms.get(name, 0.0) for name in PARTS}
         scoring = parts["scoring_source"] + parts["scoring_elsewhere"]
-        parts["selection"] = ms.get(_SELECT, 0.0) - scoring
+        parts["selection"] = ms.get(_SELECT, 0.0) - scoring - parts["certificate"]
         parts["other"] = ms[_TOTAL] - sum(parts.values())
         return ms[_TOTAL], parts
 
@@ -89,6 +90,9 @@ class TimedRun(Run):
 
         scoring.score = timed_score  # type: ignore[method-assign]
         prefill.select = self._laps.around(_SELECT, prefill.select)
+        prefill._certify = self._laps.around(  # type: ignore[method-assign]
+            "certificate", prefill._certify
+        )
 
     def _drop_before_layers(self, prefill: Prefill, kwargs: dict[str, Any]) -> None:
         with self._laps(_TOTAL), self._laps("dropping"):

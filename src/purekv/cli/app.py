@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from purekv.cli import bench, evaluate, families, inspect, reference, run, serve
+from purekv.cli import bench, calibrate, evaluate, families, inspect, reference, run, serve
 from purekv.cli.arguments import ManyValues
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
 app.command("run", cls=ManyValues)(run.run)
 app.command("eval")(evaluate.evaluate)
 app.command("bench")(bench.bench)
+app.command("calibrate")(calibrate.calibrate)
 app.command("inspect", cls=ManyValues)(inspect.inspect)
 app.command("families")(families.families)
 app.command("serve", context_settings=serve.PASSED_ON)(serve.serve)

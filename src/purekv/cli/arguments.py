@@ -38,6 +38,11 @@ def parse_budget(text: str) -> float | int:
     return _number(text, f"budget={text!r} is not a number; write a share such as 0.2 or a count")
 
 
+def parse_given_budget(text: str | None) -> Any:
+    """None: left to the config."""
+    return None if text is None else parse_budget(text)
+
+
 def parse_window(text: str) -> str | int:
     """ "question", or the last N text tokens."""
     if text == "question":

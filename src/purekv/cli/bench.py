@@ -60,6 +60,7 @@ def bench(
     source_layers: options.SourceLayers = "auto",
     window: options.Window = "question",
     plan: options.Plan = None,
+    certificate: options.Certificate = False,
     baselines: Annotated[
         str,
         option(MEASURING, "Comma-separated attention of the dense model: sdpa, flash, eager."),
@@ -110,6 +111,7 @@ def bench(
         window=parse_window(window),
         spatiotemporal=parse_spatiotemporal(spatiotemporal),
         plan=plan,
+        certificate=certificate,
     )
     todo = Plan(
         tuple(configs),

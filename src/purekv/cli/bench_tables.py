@@ -23,6 +23,7 @@ _PARTS = {
     "setup": "set up",
     "scoring_source": "score,\nsource",
     "scoring_elsewhere": "score,\nothers",
+    "certificate": "certi-\nficate",
     "selection": "select",
     "compaction": "gather",
     "dropping": "drop",

@@ -47,6 +47,8 @@ class Outcome:
     """Those that each (layer, KV head) keeps."""
     prefill_per_layer: list[str]
     """As in the report."""
+    certificate: list[dict[str, Any]] | None
+    """As in the report."""
     kv_bytes_full: int
     kv_bytes_kept: int
     seconds: dict[str, float]
@@ -108,6 +110,7 @@ def to_json(
         "questions": request.questions,
         **result.compressed.to_dict(),
         "prefill_per_layer": result.compressed.prefill_per_layer,
+        "certificate": result.compressed.certificate,
         "budget": config.budget,
         "config": config.to_dict(),
         "model": model_name,
@@ -135,6 +138,7 @@ def _answer_compressed(request: Request, config: PureKVConfig, progress: Step) -
         sum(report.visual_tokens),
         sum(report.kept_visual_tokens),
         report.prefill_per_layer,
+        report.to_dict()["certificate"],
         report.kv_bytes_full,
         report.kv_bytes_kept,
         {"decode_video": request.decode_video, **report.seconds},
@@ -163,6 +167,7 @@ def _answer_dense(request: Request, visual_tokens: int, progress: Step) -> Outco
         visual_tokens,
         visual_tokens,
         ["dense"] * num_layers,
+        None,
         kv_bytes[0],
         kv_bytes[0],
         seconds,

@@ -42,6 +42,7 @@ def evaluate(
     source_layers: options.SourceLayers = "auto",
     window: options.Window = "question",
     plan: options.Plan = None,
+    tolerance: options.Tolerance = None,
     model: options.Model = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -103,6 +104,7 @@ def evaluate(
         window=parse_window(window),
         spatiotemporal=parse_spatiotemporal(spatiotemporal),
         plan=plan,
+        tolerance=tolerance,
     )
     find_device(device)
     if data.is_dir():

@@ -8,7 +8,12 @@ from typing import Annotated
 import typer
 
 from purekv.cli import options
-from purekv.cli.arguments import check_positive, parse_budget, parse_source_layers, parse_window
+from purekv.cli.arguments import (
+    check_positive,
+    parse_given_budget,
+    parse_source_layers,
+    parse_window,
+)
 from purekv.cli.errors import explains_errors
 from purekv.cli.inputs import (
     check_layers,
@@ -32,12 +37,13 @@ def inspect(
     max_pixels: options.MaxPixels = None,
     start: options.Start = 0.0,
     end: options.End = None,
-    budget: options.Budget = "0.2",
+    budget: options.Budget = None,
     scorer: options.Scorer = "clie",
     allocation: options.Allocation = "uniform",
     source_layers: options.SourceLayers = "auto",
     window: options.Window = "question",
     first_token: options.FirstToken = "compressed",
+    plan: options.Plan = None,
     model: options.Model = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -61,12 +67,13 @@ def inspect(
     if not debug:
         quiet()
     config = PureKVConfig(
-        budget=parse_budget(budget),
+        budget=parse_given_budget(budget),
         allocation=allocation,
         scorer=scorer,
         source_layers=parse_source_layers(source_layers),
         window=parse_window(window),
         first_token=first_token,
+        plan=plan,
     )
     if config.budget == 1.0:
         raise PureKVError("budget=1.0 keeps everything, so there is nothing to look at; lower it")

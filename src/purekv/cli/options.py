@@ -29,7 +29,11 @@ Start = Annotated[float, option(MEDIA, "Second at which to start.")]
 End = Annotated[float | None, option(MEDIA, "Second at which to end.")]
 
 Budget = Annotated[
-    str, option(COMPRESSION, "Visual tokens to keep: a share (0.2) or a count (200).")
+    str | None,
+    option(
+        COMPRESSION,
+        "Visual tokens to keep: a share (0.2) or a count (200). Default: the plan's, or 0.2.",
+    ),
 ]
 Scorer = Annotated[str, option(COMPRESSION, "How importance is estimated.")]
 Allocation = Annotated[
@@ -60,7 +64,25 @@ SourceLayers = Annotated[
     str, option(COMPRESSION, "Layers whose attention is measured: auto, or e.g. 2,8,14.")
 ]
 Window = Annotated[str, option(COMPRESSION, "Text that observes: question, or the last N tokens.")]
-Plan = Annotated[str | None, option(COMPRESSION, "A calibrated plan's file.")]
+Plan = Annotated[
+    str | None,
+    option(
+        COMPRESSION,
+        "A calibrated plan's file (purekv calibrate); sets what is left at its default.",
+    ),
+]
+Tolerance = Annotated[
+    float | None,
+    option(
+        COMPRESSION,
+        "Largest error of a layer's output, as a share: layers whose bound is above it choose by "
+        "their own attention.",
+    ),
+]
+Certificate = Annotated[
+    bool,
+    option(COMPRESSION, "Measure how large each layer's error can be (--json).", "--certificate"),
+]
 
 Model = Annotated[
     str | None, option(MODEL, "Hub id or directory. Default: the embedded reference model.")

@@ -9,7 +9,7 @@ import typer
 from purekv.cli import options
 from purekv.cli.arguments import (
     check_positive,
-    parse_budget,
+    parse_given_budget,
     parse_source_layers,
     parse_spatiotemporal,
     parse_window,
@@ -38,7 +38,7 @@ def run(
     max_pixels: options.MaxPixels = None,
     start: options.Start = 0.0,
     end: options.End = None,
-    budget: options.Budget = "0.2",
+    budget: options.Budget = None,
     scorer: options.Scorer = "clie",
     allocation: options.Allocation = "uniform",
     source_layers: options.SourceLayers = "auto",
@@ -56,6 +56,8 @@ def run(
     ] = "visual",
     first_token: options.FirstToken = "exact",
     plan: options.Plan = None,
+    tolerance: options.Tolerance = None,
+    certificate: options.Certificate = False,
     model: options.Model = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -82,7 +84,7 @@ def run(
     if not debug:
         quiet()
     config = PureKVConfig(
-        budget=parse_budget(budget),
+        budget=parse_given_budget(budget),
         allocation=allocation,
         scorer=scorer,
         source_layers=parse_source_layers(source_layers),
@@ -93,6 +95,8 @@ def run(
         scope=scope,
         first_token=first_token,
         plan=plan,
+        tolerance=tolerance,
+        certificate=certificate,
     )
     check_positive("max_new_tokens", max_new_tokens)
     find_device(device)

@@ -112,6 +112,26 @@ def prepare_samples(
     return Batch(prompts, golds, dict(inputs.to(model.device)), room)
 
 
+def whole_chats(processor: ProcessorMixin, batch: Batch) -> dict[str, Tensor]:
+    """Inputs of all turns at once, the gold answer to the last one included; pixels as in
+    `batch.inputs`, whose ids come first."""
+    texts = [
+        last[len(first) :] + gold
+        for first, last, gold in zip(
+            batch.prompts[0], batch.prompts[-1], batch.golds[-1], strict=True
+        )
+    ]
+    shape = batch.inputs["input_ids"].shape
+    longer = _next_inputs(processor, batch.inputs, texts)
+    more = longer["input_ids"].shape[1] - shape[1]
+    rest = {
+        # Whatever says of each token what it is: what follows is text.
+        name: torch.nn.functional.pad(value, (0, more)) if value.shape == shape else value
+        for name, value in batch.inputs.items()
+    }
+    return rest | longer
+
+
 @torch.no_grad()
 def answer_samples(
     model: PreTrainedModel,

@@ -31,6 +31,7 @@ class FewerFrames:
     evict: str | None = None
     first_token: str = "exact"
     source_layers: None = None
+    plan: None = None
     multiple_of: int = 28
     """Pixels along the side of a visual token: 28 for Qwen2.5-VL and the embedded model. Processors
     round heights and widths to it."""

@@ -9,6 +9,7 @@ from purekv.config import AVAILABLE, PureKVConfig
 from purekv.errors import PureKVError
 from purekv.evals.frames import NAME as FRAMES
 from purekv.evals.frames import FewerFrames
+from purekv.planning import Plan
 from purekv.scoring import SCORERS
 
 Method: TypeAlias = PureKVConfig | FewerFrames
@@ -75,6 +76,8 @@ def make_configs(
         found: list[PureKVConfig] = []
         for evict in evicts:
             chosen = {"prefill": prefill, "evict": evict, **settings, **method_settings(name)}
+            if not _planned(chosen):
+                chosen["plan"] = None
             try:
                 found += [PureKVConfig(budget=budget, **chosen) for budget in budgets]
             except PureKVError as error:
@@ -89,6 +92,14 @@ def make_configs(
         for config in dict.fromkeys(configs)
         if (config.budget, config.prefill) != (1.0, "dense")
     ]
+
+
+def _planned(settings: dict[str, Any]) -> bool:
+    """Whether a plan is for this method: others are shown beside it as they are."""
+    plan = settings.get("plan")
+    if plan is None or settings["allocation"] != "uniform":
+        return False
+    return settings["scorer"] in ("clie", Plan.read(plan).settings.get("scorer"))
 
 
 def _lacks(settings: dict[str, Any]) -> bool:

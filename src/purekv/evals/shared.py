@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
-from purekv.allocation import ALLOCATIONS
+from purekv.allocation import Allocation, make_allocation
 from purekv.attach import Run, refuse_ragged_flash
 from purekv.budget import keep_counts
 from purekv.cache import EvictingLayer, make_evicting
@@ -177,17 +177,18 @@ class _Branches:
         }
         places = {way: place for place, way in enumerate(self._scorings)}
 
-        alike: dict[tuple[float | int, str], list[int]] = {}
+        alike: dict[tuple[float | int, Allocation], list[int]] = {}
         for number, config in enumerate(configs):
-            alike.setdefault((config.budget, config.allocation), []).append(number)
+            allocation = make_allocation(config.allocation, config.layer_shares)
+            alike.setdefault((config.budget, allocation), []).append(number)
         most = max(1, rows_at_once // batch)
         self.members: list[tuple[int, ...]] = []
         self.caches: list[Cache] = []
         self._ways: list[list[int]] = []
         self._selectors: list[Selector] = []
         protected = layout.is_text & ~layout.is_tail
-        for (budget, name), numbers in alike.items():
-            quota, allocation = keep_counts(budget, layout), ALLOCATIONS[name]
+        for (budget, allocation), numbers in alike.items():
+            quota = keep_counts(budget, layout)
             layer_class = RaggedLayer if allocation.ragged else EvictingLayer
             for start in range(0, len(numbers), most):
                 members = tuple(numbers[start : start + most])

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from purekv.attach import Run
+from purekv.config import PureKVConfig
 from purekv.errors import PureKVError
 from purekv.evals.answering import (
     Batch,
@@ -255,7 +256,9 @@ class _Asking:
 def _shares_prefill(config: Method) -> bool:
     """Whether `SharedPrefill` can serve it: its prefill is the dense one, to the last layer."""
     settings = (config.prefill, config.evict, config.first_token)
-    return settings == ("dense", "post", "compressed")
+    # A tolerance makes a layer's scores depend on the budget.
+    tolerates = isinstance(config, PureKVConfig) and config.tolerance is not None
+    return settings == ("dense", "post", "compressed") and not tolerates
 
 
 def _outcome(sample: Sample, ours: Row, full: Row) -> Outcome:

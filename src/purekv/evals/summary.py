@@ -108,6 +108,7 @@ def _row(
         "first_token": config.first_token if config else "exact",
         "budget": config.budget if config else 1.0,
         "source_layers": config.source_layers if config else None,
+        "plan": config.plan if config else None,
         "tokens": round(sum(record.visual_tokens for _, record in asked) / count),
         "samples": len(asked),
         **_part(answers, seed),

@@ -75,6 +75,10 @@ class Family:
         answers the (cos, sin) [B, S, D] that turn the halves of every head."""
         return self.language_model(model).rotary_emb
 
+    def output_projection(self, model: nn.Module, layer_idx: int) -> nn.Module:
+        """Of a layer's attention: [..., num_attention_heads * D] to [..., hidden]."""
+        return self.language_model(model).layers[layer_idx].self_attn.o_proj
+
     def vision_tower(self, model: nn.Module) -> nn.Module | None:
         """None if there is none."""
         return self.multimodal_model(model).vision_tower

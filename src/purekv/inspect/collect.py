@@ -76,11 +76,9 @@ class Recorder(Run):
             self._prefill.select = self._recorded(self._prefill.select)
 
     def _recorded(self, select: Callable[..., Any]) -> Callable[..., Any]:
-        heads = self._language.config.num_key_value_heads
-
         def recorded(attended: Attended) -> Any:
             selection = select(attended)
-            self._kept.append(_kept(selection.index.cpu(), heads, attended.query.shape[2]))
+            self._kept.append(selection.mask(attended.query.shape[2])[0].cpu())
             return selection
 
         return recorded
@@ -118,16 +116,6 @@ class Recorder(Run):
                 layout.spans[0],
             )
         return output
-
-
-def _kept(index: Tensor, num_heads: int, seq_len: int) -> Tensor:
-    """bool [G, S]; from positions [1, G, n], or, of heads that keep different counts, from numbers
-    of entries in [1, G, S]."""
-    if index.ndim > 1:  # what pads it is 0, which stands for text
-        index = index[0] + torch.arange(num_heads)[:, None] * seq_len
-    kept = torch.zeros(num_heads * seq_len, dtype=torch.bool)
-    kept[index.flatten()] = True
-    return kept.view(num_heads, seq_len)
 
 
 class _RecordedScoring(Scoring):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from purekv.scoring.attention import Attention
 from purekv.scoring.base import Attended, LayerInputs, Scorer
 from purekv.scoring.clie import CLIE
+from purekv.scoring.clie_rare import CLIERare
 from purekv.scoring.expected_attention import ExpectedAttention
 from purekv.scoring.frame_difference import FrameDifference
 from purekv.scoring.h2o import H2O
@@ -24,6 +25,7 @@ SourceLayers = tuple[int, ...] | str
 
 SCORERS: dict[str, Callable[[SourceLayers, int], Scorer]] = {
     "clie": CLIE.for_model,
+    "clie_rare": CLIERare.for_model,
     "attention": Attention.for_model,
     "snapkv": lambda source_layers, num_layers: SnapKV(),
     "h2o": lambda source_layers, num_layers: H2O(),
@@ -44,6 +46,9 @@ BEFORE_LAYERS = ("frame_difference",)
 # Who needs queries before their rotation.
 UNROTATING = ("expected_attention",)
 
+# Of these, whose scores are attention times value norm: what a layer's output loses with an entry.
+IN_OUTPUT_UNITS = ("clie",)
+
 
 def make_scorer(name: str, source_layers: SourceLayers, num_layers: int) -> Scorer:
     """The scorer of that name, for a model of `num_layers` layers.
@@ -57,6 +62,7 @@ def make_scorer(name: str, source_layers: SourceLayers, num_layers: int) -> Scor
 __all__ = [
     "BEFORE_LAYERS",
     "DROPPING",
+    "IN_OUTPUT_UNITS",
     "SCORERS",
     "UNROTATING",
     "Attended",

@@ -1,0 +1,358 @@
+"""Measure a model on a few chats, and solve for the plan that costs the least.
+
+For budgets, each chat is prefilled once on the full cache and the output error of every (source,
+target) pair of layers and of every budget is computed from what its layers attended to. What a
+layer's error is worth comes from a few of the chats, answered while that layer alone sees nothing.
+For speed, each choice (a block of layers sparse, tokens dropped behind a layer) is tried end to
+end, and its error is the divergence of the next tokens along the gold answers. What was measured is
+kept beside the plan until that is written, so that a killed calibration goes on.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, ProcessorMixin
+
+from purekv.config import PureKVConfig, SpatioTemporalConfig
+from purekv.errors import PureKVError
+from purekv.evals.answering import Read, prepare_samples, read_media, whole_chats
+from purekv.evals.samples import Sample
+from purekv.evals.suite import Record, evaluate
+from purekv.planning.cost import CostModel
+from purekv.planning.measure import Transfer, measure_transfer, measure_worth
+from purekv.planning.plan import Plan, model_fingerprint
+from purekv.planning.solve import enough_sources, pick, spread
+from purekv.planning.target import Target
+
+Progress = Callable[[int, int], None]
+
+BUDGETS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
+"""At which each layer's own error is measured."""
+SCORERS = ("clie", "clie_rare")
+"""Both are tried with the sources and budgets found."""
+MOST_SOURCES = 8
+SLACK = 0.02
+"""More error than with every layer its own source, above which another source is worth it."""
+SENSED = 8
+"""Samples on which layers are blinded, one at a time."""
+DOUBT = 0.1
+"""What a layer counts for at least, as a share of the layers' mean: that the others can do without
+it one by one does not say that they can without all like it."""
+TILES = (2, 4)
+BLOCKS = 6
+"""Of layers that are sparse together."""
+DROPPED_TO = 0.2
+"""Visual tokens that go on behind a drop."""
+DROP_LAYERS = 5
+"""How many are tried."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What is calibrated, on what."""
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    samples: Sequence[Sample]
+    target: Target
+    read: Read | None = None
+    """How a sample becomes pixels (default: its files are decoded)."""
+    cost: CostModel = field(default_factory=CostModel)
+    tokens: int = 65536
+    """Visual tokens of a prompt for which a speed-up is meant."""
+    store: Path | None = None
+    """Where what was measured is kept until the plan is written."""
+
+    @property
+    def num_layers(self) -> int:
+        return self.model.config.get_text_config().num_hidden_layers
+
+
+@torch.inference_mode()
+def make_plan(calibration: Calibration, advance: Progress = lambda done, total: None) -> Plan:
+    """Measure, solve, and say what was found. `advance` is told of samples.
+
+    Raises:
+        PureKVError: a sample cannot be asked, or nothing reaches the target.
+    """
+    make = _for_speed if calibration.target.kind == "prefill" else _for_budget
+    settings, expected, measured = make(calibration, advance)
+    if calibration.store is not None:
+        calibration.store.unlink(missing_ok=True)
+    return Plan(
+        model_fingerprint(calibration.model),
+        calibration.num_layers,
+        str(calibration.target),
+        settings,
+        expected,
+        {"samples": len(calibration.samples), **measured},
+    )
+
+
+Found = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
+"""Settings, what to expect of them, what they were found from."""
+
+
+def _for_budget(c: Calibration, advance: Progress) -> Found:
+    """Sources and a budget for each layer."""
+    is_given = c.target.kind == "kv"
+    at = c.target.value if is_given else 0.1  # where sources are compared
+    every = max(1, len(c.samples) // SENSED)
+    sensed = {sample.id for sample in c.samples[::every][:SENSED]}
+
+    def measure(sample: Sample) -> dict[str, Any]:
+        chat, first_turn = _chat(c, sample)
+        transfer = measure_transfer(c.model, chat, first_turn, at, BUDGETS)
+        found = {name: _rounded(value) for name, value in vars(transfer).items()}
+        if sample.id in sensed:
+            found["kl"] = _rounded(measure_worth(c.model, chat, first_turn))
+        return found
+
+    count = len(c.samples)
+    noted = {"sources at": at, "sensed": sorted(sensed)}
+    lines = _measured(c, noted, lambda done, total: advance(done, total + count), measure)
+    transfers = [_from_line(line) for line in lines]
+    kl = torch.tensor([line["kl"] for line in lines if "kl" in line]).mean(0)  # [L]
+    blind = torch.stack([t.blind.mean(0) for t in transfers]).mean(0)
+    worth = (kl + DOUBT * kl.mean()).clamp(min=1e-9) / blind.clamp(min=1e-6)
+    pairs = worth * torch.stack([t.pairs.mean(0) for t in transfers]).mean(0)
+    curve = worth * torch.stack([t.curve.mean(0) for t in transfers]).mean(0)  # [N, L]
+    sources, tried = enough_sources(pairs, SLACK, MOST_SOURCES)
+    plans = []
+    by_budget: dict[str, list[float]] = {}
+    for budget in sorted({at, *BUDGETS} if is_given else BUDGETS):
+        shares = [round(one / budget, 2) for one in spread(curve.T, BUDGETS, budget)]
+        by_budget[str(budget)] = shares
+        layers = {"source_layers": list(sources.source_layers), "layer_shares": shares}
+        plans += [{"budget": budget, "scorer": scorer, **layers} for scorer in SCORERS]
+    if is_given:
+        plans = [plan for plan in plans if plan["budget"] == at]
+    checked = _checked(c, plans, lambda done, total: advance(count + done, count + total))
+    good = [of for of in checked if of["scorer"] and of["agreement"] >= c.target.value]
+    if is_given:
+        best = min((of for of in checked if of["scorer"]), key=lambda of: of["kl"])
+    elif good:
+        least = min(of["budget"] for of in good)
+        best = min((of for of in good if of["budget"] == least), key=lambda of: of["kl"])
+    else:
+        most = max(of["agreement"] for of in checked)
+        raise PureKVError(
+            f"no budget up to {max(BUDGETS):g} reaches {c.target}: at most {most:.3f} of the next "
+            "tokens are the full cache's; lower the target"
+        )
+    keys = ("budget", "scorer")
+    (chosen,) = (one for one in plans if all(one[key] == best[key] for key in keys))
+    expected = {
+        "error": _significant(sources.error),
+        "every layer its own source": _significant(float(pairs.diagonal().sum())),
+        "on the calibration samples": checked,
+    }
+    measured = {
+        "kl where a layer sees nothing": _rounded(kl),
+        "error where a layer sees nothing": _rounded(blind),
+        "best sources, and their error": [
+            [list(one.source_layers), _significant(one.error)] for one in tried
+        ],
+        "budgets": list(BUDGETS),
+        "worth of error by budget and layer": _rounded(curve),
+        "worth of error by source and target": _rounded(pairs),
+    }
+    return chosen | {"layer_shares": by_budget}, expected, measured
+
+
+def _chat(c: Calibration, sample: Sample) -> tuple[dict[str, Tensor], int]:
+    """All turns and gold answers of a sample, and how many ids its first prompt has."""
+    media = c.read(sample) if c.read else read_media(c.processor, sample)
+    batch = prepare_samples(c.model, c.processor, [sample], [media])
+    return whole_chats(c.processor, batch), batch.inputs["input_ids"].shape[1]
+
+
+def _from_line(line: Mapping[str, Any]) -> Transfer:
+    return Transfer(**{name: torch.tensor(line[name]) for name in ("pairs", "curve", "blind")})
+
+
+def _checked(
+    c: Calibration, plans: Sequence[Mapping[str, Any]], advance: Progress
+) -> list[dict[str, Any]]:
+    """Divergence and share of equal next tokens along the gold answers: of each plan, and of the
+    defaults at its budget, whose scorer is None here."""
+    defaults = [{"budget": budget} for budget in dict.fromkeys(plan["budget"] for plan in plans)]
+    ways = [*plans, *defaults]
+    configs = [PureKVConfig(**way, first_token="compressed") for way in ways]
+    records = []
+    for record in _asked(c, c.samples, configs):
+        records.append(record)
+        advance(len(records), len(c.samples))
+    checked = []
+    for number, way in enumerate(ways, 1):
+        outcomes = [record.outcomes[number] for record in records]
+        checked.append(
+            {
+                "budget": way["budget"],
+                "scorer": way.get("scorer"),
+                "kl": _significant(_mean([one for o in outcomes for one in o.kl])),
+                "agreement": _significant(_mean([one for o in outcomes for one in o.agreement])),
+            }
+        )
+    return checked
+
+
+def _for_speed(c: Calibration, advance: Progress) -> Found:
+    """Which layers are sparse, with which tile, and behind which one tokens are dropped."""
+    num_layers = c.num_layers
+    layers = torch.arange(num_layers)
+    blocks = [list(map(int, part)) for part in layers.tensor_split(min(BLOCKS, num_layers))]
+    step = max(1, num_layers // (DROP_LAYERS + 1))
+    drops = list(range(step, num_layers - 1, step))
+    tried = [(block, tile) for block in blocks for tile in TILES]
+    configs = [_sparse(_tiles(num_layers, {tuple(block): tile})) for block, tile in tried]
+    configs += [_dropping(layer) for layer in drops]
+
+    def measure(sample: Sample) -> dict[str, Any]:
+        (record,) = _asked(c, [sample], configs)
+        return {"kl": [_mean(outcome.kl) for outcome in record.outcomes[1:]]}
+
+    lines = _measured(c, {"configs": [config.to_dict() for config in configs]}, advance, measure)
+    kl = [_mean(column) for column in zip(*(line["kl"] for line in lines), strict=True)]
+    sparse = {(block[0], tile): kl[number] for number, (block, tile) in enumerate(tried)}
+    dropped = dict(zip(drops, kl[len(tried) :], strict=True))
+
+    dense_ms = c.cost.prefill([c.tokens] * num_layers, [0] * num_layers)
+    limit = dense_ms / c.target.value
+    candidates = []
+    fastest = math.inf
+    for drop in [None, *drops]:
+        whole = num_layers if drop is None else drop + 1
+        kept = [DROPPED_TO * c.tokens] * (num_layers - whole)
+        sources = 0 if drop is None else whole
+        rest = c.cost.prefill([c.tokens] * whole + kept, [0] * num_layers, sources)
+        rest -= whole * c.cost.attention(c.tokens, 0)
+        parts = [[layer for layer in block if layer < whole] for block in blocks]
+        options = [0, *TILES]
+        costs = [[len(p) * c.cost.attention(c.tokens, t) for t in options] for p in parts]
+        errors = [
+            [0.0, *(sparse[block[0], t] * len(p) / len(block) for t in TILES)]
+            for block, p in zip(blocks, parts, strict=True)
+        ]
+        try:
+            picked = pick(errors, costs, limit - rest)
+        except ValueError:
+            fastest = min(fastest, rest + sum(map(min, costs)))
+            continue
+        error = picked.error + (0.0 if drop is None else dropped[drop])
+        chosen = {tuple(p): options[o] for p, o in zip(parts, picked.options, strict=True)}
+        candidates.append((error, drop, _tiles(num_layers, chosen), rest + picked.cost, picked))
+    if not candidates:
+        raise PureKVError(
+            f"target {c.target} is out of reach at {c.tokens} tokens: the fastest plan is "
+            f"{dense_ms / fastest:.2f}x; lower it"
+        )
+    error, drop, tiles, ms, picked = min(candidates, key=lambda one: one[0])
+    settings: dict[str, Any] = {}
+    if any(tiles):
+        settings |= {"prefill": "spatiotemporal", "spatiotemporal": {"tile": list(tiles)}}
+    if drop is not None:
+        settings |= {
+            "budget": DROPPED_TO,
+            "scorer": "clie",
+            "source_layers": [drop],
+            "evict": "drop",
+        }
+    expected = {
+        "kl, as a sum of the choices'": _significant(error),
+        "of which no choice of tiles avoids": _significant(error - picked.error + picked.bound),
+        "speedup": round(dense_ms / ms, 2),
+        "tokens": c.tokens,
+        "ms": round(ms),
+        "dense ms": round(dense_ms),
+    }
+    measured = {
+        "cost model": c.cost.to_dict(),
+        "kl by first layer of a sparse block, and tile": {
+            f"{layer}, {tile}": _significant(value) for (layer, tile), value in sparse.items()
+        },
+        "kl by layer behind which tokens drop": {
+            str(k): _significant(v) for k, v in dropped.items()
+        },
+    }
+    return settings, expected, measured
+
+
+def _tiles(num_layers: int, parts: Mapping[tuple[int, ...], int]) -> tuple[int, ...]:
+    """Of each layer; 0 outside the parts."""
+    of = {layer: tile for part, tile in parts.items() for layer in part}
+    return tuple(of.get(layer, 0) for layer in range(num_layers))
+
+
+def _sparse(tiles: tuple[int, ...]) -> PureKVConfig:
+    pattern = SpatioTemporalConfig(tile=tiles, min_tokens=0)
+    return PureKVConfig(budget=1.0, prefill="spatiotemporal", spatiotemporal=pattern)
+
+
+def _dropping(layer: int) -> PureKVConfig:
+    return PureKVConfig(
+        budget=DROPPED_TO, source_layers=(layer,), evict="drop", first_token="compressed"
+    )
+
+
+def _asked(
+    c: Calibration, samples: Sequence[Sample], configs: Sequence[PureKVConfig]
+) -> Iterator[Record]:
+    for batch in evaluate(c.model, c.processor, samples, configs, batch_size=1, read=c.read):
+        for record in batch:
+            if record.skipped:
+                raise PureKVError(f"sample {record.id} cannot be asked: {record.skipped}")
+            yield record
+
+
+def _measured(
+    c: Calibration,
+    settings: Mapping[str, Any],
+    advance: Progress,
+    measure: Callable[[Sample], dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """What `measure` says of each sample; what an earlier call with the same settings kept is not
+    measured again."""
+    header = {"model": model_fingerprint(c.model), "target": c.target.kind, **settings}
+    done: dict[str, dict[str, Any]] = {}
+    if c.store is not None and c.store.is_file():
+        first, *rest = c.store.read_text().splitlines(keepends=True) or [""]
+        if first == json.dumps(header) + "\n":
+            lines = (json.loads(line) for line in rest if line.endswith("\n"))
+            done = {line.pop("id"): line for line in lines}
+    if c.store is not None:
+        kept = (json.dumps({"id": name, **line}) for name, line in done.items())
+        c.store.write_text("".join(f"{line}\n" for line in (json.dumps(header), *kept)))
+    advance(len(done), len(c.samples))
+    for sample in c.samples:
+        if sample.id not in done:
+            done[sample.id] = measure(sample)
+            if c.store is not None:
+                with c.store.open("a") as file:
+                    file.write(json.dumps({"id": sample.id, **done[sample.id]}) + "\n")
+            advance(len(done), len(c.samples))
+    return [done[sample.id] for sample in c.samples]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(1, len(values))
+
+
+def _rounded(x: Tensor) -> Any:
+    """Nested lists of four digits."""
+    values = x.tolist()
+
+    def short(value: Any) -> Any:
+        return [short(one) for one in value] if isinstance(value, list) else _significant(value)
+
+    return short(values)
+
+
+def _significant(value: float) -> float:
+    return float(f"{value:.4g}")
