@@ -14,9 +14,8 @@ BLOCK_SIZE = 32
 SETTINGS: dict[str, Any] = {"budget": 0.2, "min_tokens": 64, "window": 16}
 
 
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights large enough that answers differ from prompt to prompt."""
+def write_tiny(folder: Path) -> Path:
+    """A tiny random Qwen2, with weights so large that answers differ from prompt to prompt."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
@@ -34,12 +33,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bos_token_id=None,
         eos_token_id=None,
     )
-    folder = tmp_path_factory.mktemp("tiny-qwen2")
     Qwen2ForCausalLM(config).save_pretrained(folder)
     words = Tokenizer(models.WordLevel({f"t{one}": one for one in range(512)}, unk_token="t0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny-qwen2"))
 
 
 class Engines:

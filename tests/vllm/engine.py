@@ -9,6 +9,7 @@ step in which they are aborted.
 import json
 import os
 import sys
+import time
 
 if __name__ == "__main__":
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # so that the scheduler can be looked at
@@ -30,6 +31,7 @@ if __name__ == "__main__":
     answers: dict[int, list[int]] = {}
     preemptions: dict[str, int] = {}
     step = peak = 0
+    began = time.perf_counter()
     waiting = list(range(len(prompts)))
     while waiting or engine.has_unfinished_requests():
         for one in [one for one in waiting if arrivals[one] <= step]:
@@ -56,6 +58,8 @@ if __name__ == "__main__":
         "answers": [answers.get(one) for one in range(len(prompts))],
         "steps": step,
         "peak": peak,
+        "seconds": time.perf_counter() - began,
+        "blocks": free_at_start,
         "preemptions": sum(preemptions.values()),
         "compactions": getattr(manager, "compactions", 0),
         "freed_blocks": getattr(manager, "freed_blocks", 0),
