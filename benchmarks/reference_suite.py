@@ -266,7 +266,8 @@ def describe(row: dict[str, Any]) -> str:
     turns = " ".join(f"{share(part['retention'])}" for part in row["by_turn"].values())
     interval = ", ".join(map(share, row["retention_ci95"] or [None, None]))
     return (
-        f"{row['method']:>10}{' planned' if row['plan'] else ''} {row['budget']:<5}: accuracy {row['accuracy']:.3f} (n={row['n']}), "
+        f"{row['method']:>10}{' planned' if row['plan'] else ''} {row['budget']:<5}: "
+        f"accuracy {row['accuracy']:.3f} (n={row['n']}), "
         f"retention {share(row['retention'])} [{interval}], by turn {turns}, "
         f"KL {row['kl']:.3g}, worst {worst} {part['accuracy']:.3f}"
     )
