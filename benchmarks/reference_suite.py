@@ -36,6 +36,7 @@ from purekv.evals import (
     read_samples,
     summarise,
 )
+from purekv.evals.methods import Method
 from purekv.loading import Checkpoint, fingerprint
 from purekv.media import Clip
 from purekv.reference import default_checkpoint, write_dataset
@@ -69,7 +70,7 @@ def main() -> None:
     arguments = parse()
     given, started = arguments.data, time.perf_counter()
     arguments.model = str(arguments.model or default_checkpoint())
-    configs = make_methods(arguments.methods, arguments.budgets, first_token="compressed")
+    configs = find_methods(arguments)
     with tempfile.TemporaryDirectory() as folder:
         if not arguments.data and not arguments.draw:
             # the reference model's questions about media that it has not seen, as files
@@ -143,7 +144,7 @@ def ask(arguments: argparse.Namespace, part: int) -> Iterator[list[Record]]:
     checkpoint = Checkpoint.find(arguments.model)
     model = checkpoint.model(device=arguments.device, dtype=arguments.dtype)
     samples, read = find_samples(arguments, model.device)
-    configs = make_methods(arguments.methods, arguments.budgets, first_token="compressed")
+    configs = find_methods(arguments)
     asked = time.perf_counter()
     for batch in evaluate(
         model, checkpoint.processor(), samples[part :: arguments.workers], configs,
@@ -152,6 +153,15 @@ def ask(arguments: argparse.Namespace, part: int) -> Iterator[list[Record]]:
         yield batch
         if arguments.minutes is not None and time.perf_counter() - asked > 60 * arguments.minutes:
             break
+
+
+def find_methods(arguments: argparse.Namespace) -> list[Method]:
+    """Every method at every budget, and, with a plan, CLIE as it says."""
+    configs = make_methods(arguments.methods, arguments.budgets, first_token="compressed")
+    if arguments.plan is not None:
+        planned = {"first_token": "compressed", "plan": arguments.plan}
+        configs += make_methods(["clie"], arguments.budgets, **planned)
+    return configs
 
 
 def find_samples(
@@ -171,6 +181,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", help="checkpoint directory (default: the embedded model)")
     parser.add_argument("--methods", nargs="+")
     parser.add_argument("--budgets", nargs="+", type=budget)
+    parser.add_argument("--plan", help="a plan's file or name: asks CLIE with it as well")
     parser.add_argument("--tokens", choices=SUITES, help="visual tokens of a prompt, about")
     parser.add_argument("--difficulty", choices=DIFFICULTIES, default=DIFFICULTY)
     parser.add_argument("--draw", action="store_true", help="ask about pixels, not files")
@@ -255,7 +266,8 @@ def describe(row: dict[str, Any]) -> str:
     turns = " ".join(f"{share(part['retention'])}" for part in row["by_turn"].values())
     interval = ", ".join(map(share, row["retention_ci95"] or [None, None]))
     return (
-        f"{row['method']:>10} {row['budget']:<5}: accuracy {row['accuracy']:.3f} (n={row['n']}), "
+        f"{row['method']:>10}{' planned' if row['plan'] else ''} {row['budget']:<5}: "
+        f"accuracy {row['accuracy']:.3f} (n={row['n']}), "
         f"retention {share(row['retention'])} [{interval}], by turn {turns}, "
         f"KL {row['kl']:.3g}, worst {worst} {part['accuracy']:.3f}"
     )

@@ -31,7 +31,7 @@ from purekv.reference.data import samples as draw_samples
 from purekv.reference.data import suite as draw_suite
 from purekv.reference.render import Renderer, pack
 from purekv.scoring import SCORERS, LayerInputs
-from purekv.scoring.clie import default_drop_layers
+from purekv.scoring.clie import CLIE, default_drop_layers
 from purekv.scoring.key_diff import KeyDiff
 
 OUTPUT_WEIGHTS: list[Tensor] = []
@@ -218,17 +218,15 @@ def configs_of(
     }
     del made["clie2"]
     if plan is not None:
-        given = PureKVConfig(plan=plan)
-        sources = {"source_layers": given.source_layers}
+        sources = {"source_layers": PureKVConfig(plan=plan).source_layers}
+        SCORERS["clie only"] = CLIE.for_model  # "clie" is the default, which a plan replaces
         made |= {
             "default": {},
-            "planned sources": sources,
-            "planned sources, half rare": {"scorer": "clie_rare", **sources},
-            "planned shares": {"plan": plan, "scorer": "clie"} | fifths,
+            "planned sources": {"scorer": "clie only"} | sources,
+            "planned shares": {"plan": plan, "scorer": "clie only"} | fifths,
             "planned shares, snapkv": {"plan": plan, "scorer": "snapkv"},
-            "planned": {"plan": plan} | sources,
-            "planned, half rare": {"plan": plan, "scorer": "clie_rare"},
-            "planned, ada": {"plan": plan, "allocation": "ada"},
+            "planned, clie": {"plan": plan, "scorer": "clie only"},
+            "planned, clie_rare": {"plan": plan, "scorer": "clie_rare"},
         }
     for name in variants(num_layers):
         SCORERS[name] = lambda source_layers, count, name=name: variants(count)[name]

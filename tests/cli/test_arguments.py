@@ -35,7 +35,8 @@ def test_settings_of_the_sparse_prefill() -> None:
     assert parse_spatiotemporal("tile=4, min_tokens=0") == SpatioTemporalConfig(4, min_tokens=0)
     assert parse_spatiotemporal("dense_layers=8").dense_layers == 8
     assert parse_spatiotemporal("dense_layers=0+4").dense_layers == (0, 4)
-    for text in ("tiles=4", "tile", "tile=many", "tile=0", "tile=1+2"):
+    assert parse_spatiotemporal("tile=0+2").tile == (0, 2)  # one for each layer
+    for text in ("tiles=4", "tile", "tile=many", "tile=0", "tile=-1+2"):
         with pytest.raises(PureKVError, match="tile"):
             parse_spatiotemporal(text)
 

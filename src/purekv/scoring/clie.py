@@ -12,7 +12,7 @@ def default_source_layers(num_layers: int) -> tuple[int, ...]:
     """Layer 2, then one source per tenth of the depth.
 
     docs/planner.md: of the embedded model's answers at a 10% budget, one source per fifth keeps
-    0.59, one per tenth 0.80, every layer its own 0.85; a source's rows cost 0.04% of a prefill of
+    0.63, one per tenth 0.80, every layer its own 0.85; a source's rows cost 0.04% of a prefill of
     64k tokens.
     """
     return tuple(range(min(2, num_layers - 1), num_layers, max(1, round(num_layers / 10))))
