@@ -41,6 +41,7 @@ def test_a_plain_engine_passes():
     ("setting", "value", "fix"),
     [
         ("device_config.device_type", "cuda", "CPU backend"),
+        ("use_v2_model_runner", True, "VLLM_USE_V2_MODEL_RUNNER=0"),
         ("cache_config.enable_prefix_caching", True, "--no-enable-prefix-caching"),
         ("cache_config.cache_dtype", "fp8_e4m3", "--kv-cache-dtype auto"),
         ("parallel_config.pipeline_parallel_size", 2, "--tensor-parallel-size"),

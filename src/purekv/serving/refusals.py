@@ -22,6 +22,10 @@ def check_engine(config: Any) -> None:
             "only vLLM's CPU backend compacts so far; on a GPU, use PureKV with transformers",
         ),
         (
+            getattr(config, "use_v2_model_runner", False),
+            "vLLM's second model runner was not tested; set VLLM_USE_V2_MODEL_RUNNER=0",
+        ),
+        (
             cache.enable_prefix_caching,
             "prefix caching would hand a compacted prompt's blocks to other requests; add "
             "--no-enable-prefix-caching",
