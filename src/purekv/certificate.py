@@ -83,15 +83,17 @@ def measure(layer: LayerInputs, dropped: Tensor, scores: Tensor) -> Measures:
         dropped: bool [B, num_key_value_heads, S], visual entries that leave.
         scores: float32 [B, num_key_value_heads, S], by which they were chosen.
     """
-    window, value = layer.window, layer.value.float()[:, :, None]
+    window, value = layer.window, layer.value.float()
     batch, num_heads, seq_len, head_dim = layer.query.shape
     num_kv_heads = layer.key.shape[1]
+    groups = num_heads // num_kv_heads
     index = window.position[:, None, :, None].expand(-1, num_heads, -1, head_dim)
-    query = layer.query.gather(2, index).float().unflatten(1, (num_kv_heads, -1))
-    key = layer.key.float()[:, :, None].mT  # [B, Hkv, 1, D, S]
-    norm = value.square().sum(-1)[..., None, :]  # [B, Hkv, 1, 1, S]
-    gone = dropped[:, :, None, None]
-    positions = torch.arange(seq_len, device=key.device)
+    query = layer.query.gather(2, index).float().unflatten(1, (num_kv_heads, groups))
+    query *= layer.scaling
+    key_t = layer.key.float().mT  # [B, Hkv, D, S]
+    norm = value.square().sum(-1)[:, :, None]  # [B, Hkv, 1, S]
+    gone = dropped[:, :, None]
+    positions = torch.arange(seq_len, device=key_t.device)
     step = max(1, BLOCK_ELEMENTS // (batch * num_heads * seq_len))
     found = []
     for start in range(0, window.position.shape[1], step):
@@ -99,23 +101,25 @@ def measure(layer: LayerInputs, dropped: Tensor, scores: Tensor) -> Measures:
         is_query = window.is_query[:, block]
         visible = positions <= window.position[:, block, None]
         visible = (visible & layer.layout.is_token[:, None]) | ~is_query[..., None]
-        logits = query[:, :, :, block] @ key * layer.scaling
-        logits.masked_fill_(~visible[:, None, None], -torch.inf)
+        # The query heads of a KV head share its keys: they are rows of one product.
+        logits = query[:, :, :, block].flatten(2, 3) @ key_t  # [B, Hkv, groups * w, S]
+        logits.unflatten(2, (groups, -1)).masked_fill_(~visible[:, None, None], -torch.inf)
         lse = logits.logsumexp(-1, keepdim=True)
-        weight = (logits - lse).exp_()
+        lost = (logits - lse).exp_()  # all weights, so far
+        output = lost @ value  # [B, Hkv, groups * w, D]
+        # Of what stays, the weights are the same but for a factor.
         logits.masked_fill_(gone, -torch.inf)
         kept_lse = logits.logsumexp(-1, keepdim=True)
-        output = weight @ value  # [B, Hkv, groups, w, D]
-        kept = (logits - kept_lse).exp_() @ value
+        kept = logits.sub_(kept_lse).exp_() @ value
         mass = -torch.expm1(kept_lse - lse).clamp(max=0).squeeze(-1)
         error = (output - kept).norm(dim=-1)
         # ||v_i - o_S||, from their product; rounding may leave its square below zero.
         length = kept.norm(dim=-1, keepdim=True)
-        distance = (norm - 2 * kept @ value.mT + length.square()).clamp_(min=0).sqrt_()
-        weight.masked_fill_(~gone, 0.0)
-        bound = (weight * distance).sum(-1)
+        distance = (kept @ value.mT).mul_(-2).add_(norm).add_(length.square())
+        bound = (lost.masked_fill_(~gone, 0.0) * distance.clamp_(min=0).sqrt_()).sum(-1)
         parts = (output.norm(dim=-1), mass, error, bound, mass * length.squeeze(-1))
-        found.append(torch.stack(parts).masked_fill(~is_query[:, None, None], 0.0))
+        each_query = torch.stack(parts).unflatten(3, (groups, -1))
+        found.append(each_query.masked_fill(~is_query[:, None, None], 0.0))
     each = torch.cat(found, dim=-1)  # [5, B, Hkv, groups, W]
     count = window.is_query.sum(-1).clamp(min=1) * num_heads
     lengths, mass, error, bound, kept_term = each.sum((2, 3, 4)) / count

@@ -29,7 +29,7 @@ def calibrate(
             DATA, "A data set's .jsonl, or the folder of one. Default: generated videos, pages."
         ),
     ] = None,
-    n: Annotated[int | None, option(DATA, "Samples. Default: 24, or 6 for a speed-up.")] = None,
+    n: Annotated[int | None, option(DATA, "Samples. Default: 24, or 12 for a speed-up.")] = None,
     seed: Annotated[int, option(DATA, "Of the generated samples.")] = 700_000,
     suite: Annotated[
         str, option(DATA, "Of the generated samples: about so many visual tokens.")
@@ -62,7 +62,7 @@ def calibrate(
     if not debug:
         quiet()
     goal = Target.parse(target)
-    count = n if n is not None else 6 if goal.kind == "prefill" else 24
+    count = n if n is not None else 12 if goal.kind == "prefill" else 24
     check_positive("n", count)
     check_positive("tokens", tokens)
     find_device(device)
