@@ -84,8 +84,6 @@ class Run:
     def __init__(self, config: PureKVConfig, model: PreTrainedModel) -> None:
         self.config = config
         self._model = model
-        if config.plan is not None:
-            Plan.read(config.plan).check(model, config.plan)
         self._family = families.for_config(model.config)
         self._multimodal = self._family.multimodal_model(model)
         self._language = self._family.language_model(model)
@@ -114,7 +112,7 @@ class Run:
         if config.evict == "drop":
             _check_drop_layers(self._drop_layers, self._family.undroppable_layers(model.config))
         self._active_layers = _active_layers(config, self._scorer, self._num_layers)
-        _check_layers(config, self._num_layers)
+        check_for_model(config, model)
         self._backend = Backend(self._language)
         refuse_ragged_flash(config.allocation, self._backend.name)
         if self._allocation.ragged and self._shards.size > 1:
@@ -555,7 +553,11 @@ def _active_layers(config: PureKVConfig, scorer: Any, num_layers: int) -> frozen
     return frozenset(range(min(sources, default=-1) + 1, num_layers)) - frozenset(sources)
 
 
-def _check_layers(config: PureKVConfig, num_layers: int) -> None:
+def check_for_model(config: PureKVConfig, model: PreTrainedModel) -> None:
+    """Raise a PureKVError for a plan of another model, or settings of layers that it lacks."""
+    if config.plan is not None:
+        Plan.read(config.plan).check(model, config.plan)
+    num_layers: int = model.config.get_text_config().num_hidden_layers
     each = {"tile": config.spatiotemporal.tile, "layer_shares": config.layer_shares}
     for name, value in each.items():
         if isinstance(value, tuple) and len(value) != num_layers:

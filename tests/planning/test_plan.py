@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from purekv import PureKV, PureKVConfig, PureKVError
-from purekv.evals import make_methods
+from purekv.evals import evaluate, make_methods
 from purekv.planning import Plan, model_fingerprint, shipped_plans
 from purekv.planning.cost import CostModel
 from purekv.planning.target import Target
-from tests.core.prompts import prompt
+from tests.core.prompts import PROCESSOR, prompt
 from tests.tiny import tiny_model
 
 SETTINGS = {
@@ -73,6 +73,8 @@ def test_a_planned_run_keeps_what_the_plan_says(plan):
 def test_another_model_is_refused_and_another_dtype_is_not(plan):
     with pytest.raises(PureKVError, match="calibrated for another model"):
         PureKV(PureKVConfig(plan=plan))(tiny_model(seed=1))
+    with pytest.raises(PureKVError, match="calibrated for another model"):
+        next(evaluate(tiny_model(seed=1), PROCESSOR, [], [PureKVConfig(plan=plan)]))
     PureKV(PureKVConfig(plan=plan))(tiny_model().to(torch.bfloat16))
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from purekv.attach import Run
+from purekv.attach import Run, check_for_model
 from purekv.config import PureKVConfig
 from purekv.errors import PureKVError
 from purekv.evals.answering import (
@@ -183,6 +183,9 @@ class _Asking:
         configs: Sequence[Method],
         rows_at_once: int,
     ) -> None:
+        for config in configs:
+            if isinstance(config, PureKVConfig):
+                check_for_model(config, model)
         self.model, self.processor = model, processor
         self.configs, self.rows_at_once = list(configs), rows_at_once
         self.shared = [number for number, config in enumerate(configs) if _shares_prefill(config)]
