@@ -73,7 +73,8 @@ class CompactedManager(FullAttentionManager):
 
 def register_manager() -> None:
     """May run more than once."""
-    KVCacheSpecRegistry._ensure_registered()
+    # vLLM fills its registry at first use, and only if it is empty; so let it be first.
+    KVCacheSpecRegistry.check_kv_cache_spec_registry({})
     KVCacheSpecRegistry.register(
         CompactedSpec, CompactedManager, uniform_type_base_spec=FullAttentionSpec
     )
