@@ -77,7 +77,7 @@ def test_stdout_holds_one_object_and_stderr_the_progress() -> None:
 
 
 BAD = {
-    "shapes": (("--shapes", "huge"), "qwen2.5-vl-7b or tiny"),
+    "shapes": (("--shapes", "huge"), "qwen2.5-vl-7b, qwen2.5-vl-72b, tiny"),
     "shapes and model": (("--shapes", "tiny", "--model", "x"), "leave out --model"),
     "shapes and video": (("--shapes", "tiny", "--video", "x"), "leave out --video"),
     "tokens": (("--tokens", "many"), "1000,4000"),

@@ -94,7 +94,7 @@ def shape_config(shape: str, num_hidden_layers: int | None = None) -> Qwen2_5_VL
         PureKVError: an unknown shape; the message lists the known ones.
     """
     if shape not in SHAPES:
-        raise PureKVError(f"shapes={shape!r} are unknown; use {' or '.join(SHAPES)}")
+        raise PureKVError(f"shapes={shape!r} are unknown; use one of {', '.join(SHAPES)}")
     parts = dict(SHAPES[shape])
     if num_hidden_layers is not None:
         parts["text_config"] = {**parts["text_config"], "num_hidden_layers": num_hidden_layers}
