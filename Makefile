@@ -57,7 +57,8 @@ clean:
 	touch $@
 
 .venv-oldest/.installed: pyproject.toml | .venv-oldest/.created
-	.venv-oldest/bin/pip install -q -e '.[dev]' 'torch==2.9.*' 'transformers==5.17.*'
+	# That torch's Triton interprets kernels with what numpy 2.4 took away.
+	.venv-oldest/bin/pip install -q -e '.[dev]' 'torch==2.9.*' 'transformers==5.17.*' 'numpy<2.4'
 	.venv-oldest/bin/pip install -q --no-deps $(BASE_MODEL)
 	touch $@
 
