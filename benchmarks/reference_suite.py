@@ -15,7 +15,7 @@ import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from queue import Empty
@@ -40,7 +40,7 @@ from purekv.evals.methods import Method
 from purekv.loading import Checkpoint, fingerprint
 from purekv.media import Clip
 from purekv.reference import default_checkpoint, write_dataset
-from purekv.reference.data import SUITES, suite
+from purekv.reference.data import SUITES, Drawn, suite
 from purekv.reference.render import ASSETS, Renderer, load_clip, pack
 from purekv.reference.scene import LEVEL as DIFFICULTY
 from purekv.reference.scene import LEVELS as DIFFICULTIES
@@ -170,7 +170,8 @@ def find_samples(
     """The samples, and what draws their pixels where these are no files."""
     if arguments.data:
         return read_samples(arguments.data, arguments.limit), None
-    return drawn(arguments, device)
+    found = suite(arguments.tokens, arguments.limit, arguments.seed, arguments.difficulty)
+    return drawn(found, arguments.seed, device)
 
 
 def parse() -> argparse.Namespace:
@@ -206,14 +207,13 @@ def parse() -> argparse.Namespace:
 
 
 def drawn(
-    arguments: argparse.Namespace, device: torch.device
+    found: Iterable[Drawn], seed: int, device: torch.device
 ) -> tuple[list[Sample], Callable[[Sample], Media]]:
     """Samples without files, and what draws their pixels."""
     known = {}
     samples = []
-    found = suite(arguments.tokens, arguments.limit, arguments.seed, arguments.difficulty)
     for number, one in enumerate(found):
-        name = f"{arguments.seed}-{number:05d}"
+        name = f"{seed}-{number:05d}"
         paths = tuple(Path(f"{name}-{k}") for k in range(len(one.scenes)))
         turns = tuple(Turn(t.question, t.reply, t.category, t.choices) for t in one.turns)
         is_video = one.scenes[0].frames > 1

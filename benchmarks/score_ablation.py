@@ -18,18 +18,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from reference_suite import load
+from reference_suite import drawn
 from torch import Tensor
 
 from purekv import PureKVConfig
-from purekv.evals import Media, Record, Sample, Turn, evaluate, summarise
+from purekv.evals import Media, Record, Sample, evaluate, summarise
 from purekv.loading import Checkpoint
-from purekv.media import Clip
 from purekv.reference import default_checkpoint
 from purekv.reference.data import SUITES, Drawn, page
 from purekv.reference.data import samples as draw_samples
 from purekv.reference.data import suite as draw_suite
-from purekv.reference.render import Renderer, pack
 from purekv.scoring import SCORERS, LayerInputs
 from purekv.scoring.clie import CLIE, default_drop_layers
 from purekv.scoring.key_diff import KeyDiff
@@ -237,33 +235,15 @@ def configs_of(
     }
 
 
-def drawn(
+def spread(
     a: argparse.Namespace, device: torch.device
 ) -> tuple[list[Sample], Callable[[Sample], Media]]:
     """Samples without files, pages spread among the others, and what draws their pixels."""
-    from PIL import Image
-
     found: list[Drawn] = list(draw_suite(a.tokens, a.n, a.seed))
     side = next(one.grid for one, _ in SUITES[a.tokens] if one.media == "page")
     found += list(draw_samples(a.pages, a.seed + 100, page(side)))
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(a.seed)).tolist()
-    scenes, samples = {}, []
-    for number in order:
-        one, name = found[number], f"{a.seed}-{number:04d}"
-        paths = tuple(Path(f"{name}-{k}") for k in range(len(one.scenes)))
-        turns = tuple(Turn(t.question, t.reply, t.category, t.choices) for t in one.turns)
-        is_video = one.scenes[0].frames > 1
-        samples.append(Sample(name, paths if is_video else (), () if is_video else paths, turns))
-        scenes[name] = one.scenes
-    renderer = Renderer(device, load)
-
-    def read(sample: Sample) -> Media:
-        pixels = renderer(pack(scenes[sample.id])).permute(0, 1, 3, 4, 2).cpu().numpy()
-        if sample.videos:
-            return Media(videos=tuple(Clip(frames, 2.0) for frames in pixels))
-        return Media(images=tuple(Image.fromarray(frames[0]) for frames in pixels))
-
-    return samples, read
+    return drawn((found[number] for number in order), a.seed, device)
 
 
 def ask(a: argparse.Namespace) -> None:
@@ -281,7 +261,7 @@ def ask(a: argparse.Namespace) -> None:
     configs = [
         c for cs in configs_of(len(language.layers), a.budgets, a.only, a.plan).values() for c in cs
     ]
-    samples, read = drawn(a, model.device)
+    samples, read = spread(a, model.device)
     done = {r.id: r for r in read_records(a.out)}
     a.out.parent.mkdir(parents=True, exist_ok=True)
     with a.out.open("a") as file:
@@ -308,7 +288,7 @@ def table(a: argparse.Namespace) -> None:
     num_layers = (
         Checkpoint.find(a.model or default_checkpoint()).config.get_text_config().num_hidden_layers
     )
-    samples, _ = drawn(a, torch.device("cpu"))
+    samples, _ = spread(a, torch.device("cpu"))
     records = {one.id: one for one in read_records(a.out)}
     configs = configs_of(num_layers, a.budgets, a.only, a.plan)
     rows = summarise(samples, records, [c for cs in configs.values() for c in cs])
