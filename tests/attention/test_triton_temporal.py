@@ -1,7 +1,5 @@
 """The Triton kernel against PyTorch: interpreted, and compiled where there is a GPU."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,19 +15,17 @@ from purekv.layout import Layout, VisualSpan
 from tests.attention.clips import SHAPES, clip_tensors, in_pytorch
 from tests.attention.reference import masked_attention
 from tests.core.prompts import prompt
+from tests.processes import run
 from tests.tiny import tiny_model
 
 
 def test_in_the_interpreter():
     pytest.importorskip("triton")
     tests = Path(__file__).parent / "interpreted.py"
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", str(tests)],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
+    done = run(
+        [sys.executable, "-m", "pytest", "-q", tests],
+        env={"TRITON_INTERPRET": "1"},
         cwd=tests.parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert done.returncode == 0, done.stdout
 

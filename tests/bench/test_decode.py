@@ -1,7 +1,6 @@
 """The benchmark of decoding: its caches are what a prefill would leave, its rows say all."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from purekv import PureKV
 from purekv.bench import random_model
 from purekv.bench.filled import compressed_cache, dynamic_cache, growing_cache
 from purekv.cache import cache_bytes, is_compressed
+from tests.processes import run
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "decode.py"
 
@@ -44,9 +44,7 @@ def test_rows(tmp_path, device):
     words = f"--shapes tiny --tokens 100 --batch 1,2 --budgets 0.2 --device {device} --layers 2"
     command = [sys.executable, SCRIPT, *words.split(), "--steps", "2", "--repeats", "2"]
     dtype = "float32" if device == "cpu" else "bfloat16"
-    done = subprocess.run(
-        [*command, "--dtype", dtype, "--out", out], capture_output=True, text=True, check=False
-    )
+    done = run([*command, "--dtype", dtype, "--out", out])
     assert not done.returncode, done.stderr
     data = json.loads(out.read_text())
     rows = [row for row in data["rows"] if row["what"] == "decode" and not row["skipped"]]

@@ -1,11 +1,12 @@
 """`purekv bench`: one JSON object, readable tables, and bad input in one line."""
 
 import json
-import subprocess
 import sys
 
 import pytest
 from rich.cells import cell_len
+
+from tests.processes import run
 
 TINY = ("bench", "--shapes", "tiny", "--tokens", "64", "--repeats", "1", "--decode-tokens", "2")
 TOP = {"device", "torch", "transformers", "commit", "config", "rows"}
@@ -65,12 +66,8 @@ def test_tables_fit_a_narrow_terminal(cli, checkpoint, video, monkeypatch) -> No
 
 
 def test_stdout_holds_one_object_and_stderr_the_progress() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", "from purekv.cli import main; main()", *TINY, "--json"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run([sys.executable, "-c", "from purekv.cli import main; main()", *TINY, "--json"])
+    assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
     assert json.loads(done.stdout).keys() == TOP
     assert "loading the model" in done.stderr

@@ -1,13 +1,14 @@
 """`purekv run` end to end on a tiny checkpoint with random weights and a real file."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from rich.cells import cell_len
+
+from tests.processes import run
 
 COST_KEYS = {
     "answers",
@@ -155,12 +156,8 @@ def test_tables_fit_a_narrow_terminal(cli, checkpoint, video, monkeypatch) -> No
 
 def test_stdout_holds_one_object_and_stderr_the_progress(checkpoint, video) -> None:
     words = ["run", "--video", video, "--ask", "What?", "--model", checkpoint, "--json"]
-    done = subprocess.run(
-        [sys.executable, "-c", "from purekv.cli import main; main()", *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run([sys.executable, "-c", "from purekv.cli import main; main()", *words])
+    assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
     assert json.loads(done.stdout)["answers"]
     assert "decoding clip.mp4" in done.stderr

@@ -1,11 +1,10 @@
 """lmms-eval's own command line, offline, on the reference model and on tasks of ours."""
 
 import json
-import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from purekv.evals.samples import Sample, read_samples
 from purekv.reference import default_checkpoint, write_dataset
 from purekv.reference.data import video
+from tests.processes import run
 
 pytestmark = pytest.mark.lmms
 
@@ -52,7 +52,7 @@ class Evaluations:
         self.checkpoint = default_checkpoint()
         self._done: dict[tuple[str, str], Evaluation] = {}
 
-    def start(self, model: str, arguments: str, out: Path) -> subprocess.CompletedProcess[str]:
+    def start(self, model: str, arguments: str, out: Path) -> CompletedProcess[str]:
         words = [
             *(sys.executable, "-m", "lmms_eval", "--model", model),
             *("--model_args", f"pretrained={self.checkpoint},{OWN}{arguments}"),
@@ -60,14 +60,11 @@ class Evaluations:
             *("--device", "cpu", "--batch_size", "1", "--log_samples", "--output_path", str(out)),
         ]
         environment = {
-            **os.environ,
             **dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"), "1"),
             "HF_HOME": str(self.folder / "home"),
             "WANDB_MODE": "disabled",
         }
-        return subprocess.run(
-            words, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=900
-        )
+        return run(words, cwd=self.folder, env=environment, timeout=900)
 
     def __call__(self, model: str, arguments: str = "") -> Evaluation:
         asked = (model, arguments)

@@ -1,7 +1,5 @@
 """The kernel against its reference: in Triton's interpreter, and on a GPU where there is one."""
 
-import os
-import subprocess
 import sys
 from importlib.util import find_spec
 
@@ -9,6 +7,7 @@ import pytest
 import torch
 
 from purekv.ops.ragged_decode import Segments, ragged_decode, reference
+from tests.processes import run
 
 CASES = {
     # lengths of each head, entries later, query heads a group, D, Dv
@@ -66,10 +65,7 @@ def test_the_interpreted_kernel_equals_the_reference():
         "    for masked in (False, True):\n"
         "        check(case, masked, 'cpu', torch.float32, 1e-4)\n"
     )
-    env = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False
-    )
+    done = run([sys.executable, "-c", code], env={"TRITON_INTERPRET": "1"})
     assert done.returncode == 0, done.stderr
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from multiprocessing import Value
 from pathlib import Path
@@ -35,6 +33,7 @@ from purekv.reference.model import (
 from purekv.reference.questions import CATEGORIES, chat
 from purekv.reference.render import Renderer
 from purekv.reference.scene import LEVELS
+from tests.processes import run
 
 MODELS = train_reference.MODELS
 TRAINING = Path(train_reference.__file__).parent
@@ -316,10 +315,7 @@ def train(stage: str, folder: Path, *options: object) -> list[dict]:
         "--abort-at", "0", "--save", folder / f"{stage}.safetensors", "--out", folder / stage,
         *options,
     ]  # fmt: skip
-    done = subprocess.run(
-        [str(word) for word in command],
-        capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    done = run(command, env={"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in (folder / stage / f"{stage}.jsonl").open()]
 

@@ -2,17 +2,17 @@
 embedded model, from the command line to the table."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
+
+from tests.processes import run
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "reference_suite.py"
 
 
 def test_a_fifth_of_the_cache_answers_like_the_whole(tmp_path):
     out = tmp_path / "smoke.json"
-    command = [sys.executable, SCRIPT, "--level=smoke", "--out", out]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+    done = run([sys.executable, SCRIPT, "--level=smoke", "--out", out], timeout=800)
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
     full, clie, snapkv, random = result["rows"]

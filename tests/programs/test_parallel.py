@@ -1,13 +1,13 @@
 """Tensor parallelism on CPU processes: the same tokens, kept sets and reports as one process."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
+from tests.processes import run
 from tests.tiny import tiny_model
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -20,13 +20,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def launch(ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-        str(ranks), *map(str, arguments),
+def launch(ranks: int, *arguments: object) -> CompletedProcess[str]:
+    torchrun = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", ranks,
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1",
     ]  # fmt: skip
-    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
+    # Everything by address: a machine's own name need not resolve.
+    env = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
+    return run([*torchrun, *arguments], env=env)
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
