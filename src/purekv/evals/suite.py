@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from purekv.attach import Run, check_for_model
+from purekv.attach import Run
 from purekv.config import PureKVConfig
 from purekv.errors import PureKVError
 from purekv.evals.answering import (
@@ -31,6 +31,7 @@ from purekv.evals.frames import FewerFrames
 from purekv.evals.methods import Method, method_name
 from purekv.evals.samples import Sample
 from purekv.evals.shared import SharedPrefill
+from purekv.fit import check_for_model
 
 Item = TypeVar("Item")
 
