@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -154,10 +155,18 @@ def evaluate(
         raise PureKVError(
             f"none of the {len(samples)} samples could be asked; the first: {skipped[0][1]}"
         )
+    sounds = Counter(record.sound for record in records.values())
+    if unheard := sounds["unheard"]:
+        typer.echo(
+            f"this model does not hear: the sound of {unheard} of {len(samples)} samples was left "
+            "out, and questions about it cannot be answered",
+            err=True,
+        )
     rows = summarise(samples, records, configs, seed)
     result: dict[str, Any] = {
         "config": settings,
         "skipped": [{"id": name, "reason": reason} for name, reason in skipped],
+        "sound": {"heard": sounds["heard"], "unheard": sounds["unheard"]},
         "rows": rows,
     }
     if store is not None:
