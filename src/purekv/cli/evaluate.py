@@ -82,6 +82,7 @@ def evaluate(
     from purekv.evals.speed import measure_speed
     from purekv.evals.store import Store
     from purekv.evals.suite import check_ids
+    from purekv.evals.text_metrics import require_text_metrics
     from purekv.loading import find_device, fingerprint, processor_fingerprint
 
     if not debug:
@@ -112,6 +113,8 @@ def evaluate(
         data = data / "data.jsonl"
     samples = _picked(data, limit, seed)
     check_ids(samples)
+    if any(turn.references for sample in samples for turn in sample.turns):
+        require_text_metrics()
     checkpoint = find_checkpoint(model)
     check_layers(checkpoint, [config for config in configs if isinstance(config, PureKVConfig)])
     processor = checkpoint.processor()

@@ -28,6 +28,8 @@ from purekv.session import read_clip
 from purekv.upstream import CACHE, cache_of
 
 SPARE_TOKENS = 2
+FREE_TOKENS = 64
+"""Room of an answer in free text, whose length is not the gold one's."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,9 @@ class Batch:
     inputs: dict[str, Any]
     """Of the first turn, tensors on the model's device; a flag where sound is woven into videos."""
     max_new_tokens: list[list[int]]
-    """Of each turn and sample: room for the gold answer and a few tokens more. What is longer than
-    that is wrong however it goes on, and cut there: it must not matter what else is in the batch.
-    """
+    """Of each turn and sample: room for the gold answer and a few tokens more, or for free text.
+    What is longer than that is wrong however it goes on, and cut there: it must not matter what
+    else is in the batch."""
 
 
 @dataclass
@@ -112,11 +114,23 @@ def prepare_samples(
     if media is None:
         media = [read_media(processor, sample) for sample in samples]
     messages = [_messages(*pair) for pair in zip(samples, media, strict=True)]
-    prompts = [[_render(processor, chat[: 2 * t + 1]) for chat in messages] for t in range(turns)]
+    prompts = [
+        [
+            _render(processor, chat[: 2 * (len(sample.history) + turn) + 1])
+            for sample, chat in zip(samples, messages, strict=True)
+        ]
+        for turn in range(turns)
+    ]
     inputs = _first_inputs(processor, prompts[0], media, model.device)
     golds = [[sample.turns[turn].answer for sample in samples] for turn in range(turns)]
     tokens = [processor.tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in golds]
-    room = [[len(ids) + SPARE_TOKENS for ids in row] for row in tokens]
+    room = [
+        [
+            FREE_TOKENS if sample.turns[turn].references else len(ids) + SPARE_TOKENS
+            for sample, ids in zip(samples, row, strict=True)
+        ]
+        for turn, row in enumerate(tokens)
+    ]
     return Batch(prompts, golds, dict(inputs.to(model.device)), room)
 
 
@@ -271,7 +285,7 @@ def _rewind(cache: Cache, seen: int) -> None:
 def _messages(sample: Sample, media: Media) -> list[dict[str, Any]]:
     """Alternating questions and gold answers; the first question carries the media."""
     messages: list[dict[str, Any]] = []
-    for turn in sample.turns:
+    for turn in (*sample.history, *sample.turns):
         messages.append({"role": "user", "content": [{"type": "text", "text": turn.prompt}]})
         messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
     items = [{"type": "video"} for _ in media.videos] + [{"type": "image"} for _ in media.images]

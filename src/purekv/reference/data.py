@@ -420,11 +420,11 @@ def write_video(
             "qp": str(quantiser), "preset": "medium", "threads": "1",
             "x264-params": "bframes=0:mbtree=0:weightp=0:scenecut=0",
         }  # fmt: skip
-        sound = container.add_stream("alac", rate=RATE, layout="mono") if wave is not None else None
+        sound = None if wave is None else container.add_stream("alac", rate=RATE, layout="mono")
         for planes in rgb_to_planes(pixels):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
         container.mux(stream.encode())
-        if sound is not None:
+        if wave is not None and sound is not None:
             for start in range(0, len(wave), _SOUND_FRAME):
                 part = av.AudioFrame.from_ndarray(
                     wave[None, start : start + _SOUND_FRAME], format="s16p", layout="mono"
