@@ -23,8 +23,8 @@ TOKENS = {
     "audio_bos_token": "<|audio_bos|>",
     "audio_eos_token": "<|audio_eos|>",
 }
-SECOND, FRAME = 25, 128
-"""Tokens of a second of sound; of two frames, which the processor does not make smaller."""
+SECOND, FRAMES = 25, 144
+"""Tokens of a second of sound; of two square frames, which the processor makes no smaller."""
 
 _TEMPLATE = """\
 {%- for message in messages -%}
