@@ -1,8 +1,10 @@
 """A tiny Qwen2.5-Omni thinker: the real classes, random weights, a tokenizer of its own."""
 
+import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     Qwen2_5OmniProcessor,
     Qwen2_5OmniThinkerConfig,
@@ -122,7 +124,14 @@ def omni_model() -> Qwen2_5OmniThinkerForConditionalGeneration:
 
 
 def save_omni(directory: Path) -> Path:
-    """A directory that `AutoProcessor` and `AutoModelForImageTextToText` load."""
-    omni_model().save_pretrained(directory)
+    """A directory as released: a config of several models in one, the thinker's weights under its
+    name. `AutoProcessor` loads its processor."""
+    model = omni_model()
+    model.save_pretrained(directory)
     omni_processor().save_pretrained(directory)
+    weights = load_file(directory / "model.safetensors")
+    named = {f"thinker.{name.removeprefix('thinker.')}": one for name, one in weights.items()}
+    save_file(named, directory / "model.safetensors", metadata={"format": "pt"})
+    parts = {"model_type": "qwen2_5_omni", "thinker_config": model.config.to_dict()}
+    (directory / "config.json").write_text(json.dumps(parts))
     return directory

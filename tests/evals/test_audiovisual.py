@@ -25,6 +25,7 @@ from purekv.evals.samples import Sample, Turn, read_samples
 from purekv.families import for_config
 from purekv.families.videollama2 import Processor, load
 from purekv.inputs import hears, model_inputs
+from purekv.loading import Checkpoint
 from purekv.media import Clip
 from purekv.reference import write_dataset
 from purekv.reference.data import video
@@ -114,6 +115,13 @@ def test_a_deaf_model_says_so_and_goes_on(capsys, checkpoint, data) -> None:
     assert "this model does not hear: the sound of 2 of 2 samples was left out" in err
     assert json.loads(out)["sound"] == {"heard": 0, "unheard": 2}
     assert json.loads(out)["rows"][0]["tokens"] == 18
+
+
+def test_of_a_whole_omni_the_thinker_is_loaded(checkpoint, there) -> None:
+    loaded = Checkpoint.find(checkpoint("omni")).model()
+    ours = there("omni").model.state_dict()
+    assert loaded.state_dict().keys() == ours.keys()
+    assert all(torch.equal(loaded.state_dict()[name], ours[name]) for name in ours)
 
 
 def first_logits(model, inputs) -> torch.Tensor:

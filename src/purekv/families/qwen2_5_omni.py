@@ -18,7 +18,7 @@ class Qwen25Omni(GridFamily):
         "tiny random models: image, images, video, mixed, audio; sdpa, eager",
         "purekv eval: sound woven into videos",
     )
-    limits = "of the whole model, give PureKV its thinker; sound is evictable like pixels"
+    limits = "from Python, give PureKV the thinker of a whole model; sound is evictable like pixels"
     pixel_arguments = ("pixel_values", "pixel_values_videos", "input_features")
 
     def multimodal_model(self, model: nn.Module) -> nn.Module:
