@@ -41,6 +41,8 @@ class Checkpoint:
     def find(cls, name: str | Path) -> "Checkpoint":
         """Raises PureKVError for one that is not there, or not of a supported family."""
         config = _config(str(name))
+        if part := families.READERS.get(config.model_type):
+            config = getattr(config, part)
         family = families.for_config(config)
         if not family.visual_token_ids(config):
             raise PureKVError(

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from purekv.cli import bench, calibrate, evaluate, families, inspect, reference, run, serve
+from purekv.cli import bench, calibrate, data, evaluate, families, inspect, reference, run, serve
 from purekv.cli.arguments import ManyValues
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command("inspect", cls=ManyValues)(inspect.inspect)
 app.command("families")(families.families)
 app.command("serve", context_settings=serve.PASSED_ON)(serve.serve)
 app.add_typer(reference.app, name="reference")
+app.add_typer(data.app, name="data")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -81,6 +82,7 @@ def evaluate(
     from purekv.evals.speed import measure_speed
     from purekv.evals.store import Store
     from purekv.evals.suite import check_ids
+    from purekv.evals.text_metrics import require_text_metrics
     from purekv.loading import find_device, fingerprint, processor_fingerprint
 
     if not debug:
@@ -111,6 +113,8 @@ def evaluate(
         data = data / "data.jsonl"
     samples = _picked(data, limit, seed)
     check_ids(samples)
+    if any(turn.references for sample in samples for turn in sample.turns):
+        require_text_metrics()
     checkpoint = find_checkpoint(model)
     check_layers(checkpoint, [config for config in configs if isinstance(config, PureKVConfig)])
     processor = checkpoint.processor()
@@ -154,10 +158,18 @@ def evaluate(
         raise PureKVError(
             f"none of the {len(samples)} samples could be asked; the first: {skipped[0][1]}"
         )
+    sounds = Counter(record.sound for record in records.values())
+    if unheard := sounds["unheard"]:
+        typer.echo(
+            f"this model does not hear: the sound of {unheard} of {len(samples)} samples was left "
+            "out, and questions about it cannot be answered",
+            err=True,
+        )
     rows = summarise(samples, records, configs, seed)
     result: dict[str, Any] = {
         "config": settings,
         "skipped": [{"id": name, "reason": reason} for name, reason in skipped],
+        "sound": {"heard": sounds["heard"], "unheard": sounds["unheard"]},
         "rows": rows,
     }
     if store is not None:

@@ -3,8 +3,8 @@
 import json
 import os
 import string
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ class Turn:
     answer: str
     category: str
     choices: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+    """Answers as people gave them, where it is free text: also scored by CIDEr and ROUGE-L."""
 
     @property
     def prompt(self) -> str:
@@ -28,10 +30,10 @@ class Turn:
         return "\n".join([self.question, *lines])
 
     def accepts(self, prediction: str) -> bool:
-        """Whether the prediction is right: the same letter, or else the same words."""
+        """Whether the prediction is right: the same letter, or else the words of an answer."""
         if self.choices:
             return chosen_letter(prediction) == self.answer
-        return exact_match(prediction, self.answer)
+        return any(exact_match(prediction, gold) for gold in (self.answer, *self.references))
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Sample:
     videos: tuple[Path, ...]
     images: tuple[Path, ...]
     turns: tuple[Turn, ...]
+    history: tuple[Turn, ...] = ()
+    """Turns that the first prompt tells with their gold answers, and that are not asked."""
 
     @property
     def media(self) -> str:
@@ -59,8 +63,9 @@ def read_samples(path: str | Path, limit: int | None = None) -> list[Sample]:
     """Read a data set in the project's format.
 
     Each line: `{"id", "video" | "videos" | "image" | "images", "turns": [{"question", "answer",
-    "choices"?, "category"?}], "category"?}`, media paths relative to the file. With choices, the
-    answer is a letter or the text of one.
+    "choices"?, "references"?, "category"?}], "history"?: [{"question", "answer"}], "category"?}`,
+    media paths relative to the file. With choices, the answer is a letter or the text of one;
+    references are answers to free-text questions, by several people.
 
     Raises:
         PureKVError: the file is missing, a line is not such an object, or has another one's id.
@@ -94,6 +99,38 @@ def read_samples(path: str | Path, limit: int | None = None) -> list[Sample]:
     return samples
 
 
+def write_samples(path: str | Path, samples: Iterable[Sample]) -> None:
+    """The inverse of `read_samples`, in one piece; media paths relative to the file.
+
+    Raises:
+        PureKVError: another file is there.
+    """
+    path = Path(path)
+    text = "".join(json.dumps(_line(sample, path.parent)) + "\n" for sample in samples)
+    if path.exists():
+        if path.is_file() and path.read_bytes() == text.encode():
+            return
+        raise PureKVError(f"{path} exists; name another file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _line(sample: Sample, folder: Path) -> dict[str, Any]:
+    line: dict[str, Any] = {"id": sample.id}
+    for name, paths in (("video", sample.videos), ("image", sample.images)):
+        places = [os.path.relpath(path, folder) for path in paths]
+        if places:
+            line |= {name: places[0]} if len(places) == 1 else {f"{name}s": places}
+    if sample.history:
+        line["history"] = [{"question": t.question, "answer": t.answer} for t in sample.history]
+    line["turns"] = [
+        {name: value for name, value in asdict(turn).items() if value} for turn in sample.turns
+    ]
+    return line
+
+
 def _sample(data: Any, folder: Path) -> Sample:
     _check_object(data, "the line")
     if isinstance(data["id"], bool) or not isinstance(data["id"], str | int):
@@ -107,7 +144,11 @@ def _sample(data: Any, folder: Path) -> Sample:
     turns = tuple(_turn(turn, category) for turn in data["turns"])
     if not turns:
         raise ValueError("no turns")
-    return Sample(str(data["id"]), videos, images, turns)
+    history = data.get("history", [])
+    if not isinstance(history, list):
+        raise ValueError(f"history must be a list, not {json.dumps(history)}")
+    told = tuple(_turn(turn, category) for turn in history)
+    return Sample(str(data["id"]), videos, images, turns, told)
 
 
 def _paths(data: Mapping[str, Any], kind: str, folder: Path) -> tuple[Path, ...]:
@@ -126,8 +167,11 @@ def _turn(data: Any, category: Any) -> Turn:
     choices = _texts(data.get("choices") or [], "choices")
     if choices:
         answer = _gold_letter(answer, choices)
+    references = _texts(data.get("references") or [], "references")
+    if choices and references:
+        raise ValueError("both choices and references; an answer is one of few or free text")
     (category,) = _texts([data.get("category", category)], "category")
-    return Turn(question, answer, category, choices)
+    return Turn(question, answer, category, choices, references)
 
 
 def _check_object(data: Any, name: str) -> None:

@@ -62,10 +62,13 @@ class Record:
     """What decides with which other samples it is batched; None if it could not be read."""
     outcomes: tuple[Outcome, ...] = ()
     skipped: str | None = None
+    sound: str | None = None
+    """As `Media.sound`, which decides with whom it is batched, too."""
 
     def to_dict(self) -> dict[str, Any]:
         if self.skipped:
-            return {"id": self.id, "pixels": self.pixels, "skipped": self.skipped}
+            names = ("id", "pixels", "skipped", "sound")
+            return {name: getattr(self, name) for name in names}
         return asdict(self)
 
     @classmethod
@@ -97,10 +100,10 @@ def evaluate(
 ) -> Iterator[list[Record]]:
     """Ask every sample all its turns, with the full cache and with each config.
 
-    Samples are batched with others of as many pixels and turns; while the model works on a batch, a
-    thread reads the next one. Configs that evict after attention and let the first token feel it
-    share one prefill; each other one has its own. Yields the records of a batch when it is done,
-    and of a sample that cannot be read or asked as soon as that is known.
+    Samples are batched with others of as many pixels and turns, with sound or without; while the
+    model works on a batch, a thread reads the next one. Configs that evict after attention and let
+    the first token feel it share one prefill; each other one has its own. Yields the records of a
+    batch when it is done, and of a sample that cannot be read or asked as soon as that is known.
 
     Args:
         batch_size: samples prefilled together.
@@ -135,7 +138,8 @@ class _Group:
 def _groups(
     samples: Iterable[Sample], size: int, read: Read, done: Mapping[str, Record]
 ) -> Iterator[_Group | Record]:
-    """Up to `size` samples of as many pixels and turns: their prompts are about equally long."""
+    """Up to `size` samples of as many pixels and turns, all with sound or none: their prompts are
+    about equally long, and silence need not be made up for one of them."""
     waiting: dict[Any, list[tuple[Sample, Media | None]]] = defaultdict(list)
 
     def whole(kind: Any) -> Iterator[_Group]:
@@ -149,15 +153,15 @@ def _groups(
         if record is not None:
             if record.pixels is None:
                 continue
-            pixels = record.pixels
+            pixels, sound = record.pixels, record.sound
         else:
             try:
                 media = read(sample)
             except (PureKVError, OSError, ValueError) as error:
                 yield Record(sample.id, skipped=" ".join(str(error).split()))
                 continue
-            pixels = media.pixels
-        kind = (pixels, len(sample.turns))
+            pixels, sound = media.pixels, media.sound
+        kind = (pixels, sound, len(sample.turns))
         waiting[kind].append((sample, media))
         if len(waiting[kind]) == size:
             yield from whole(kind)
@@ -199,7 +203,8 @@ class _Asking:
         except (PureKVError, ValueError) as error:
             if len(group.samples) == 1:
                 reason = " ".join(str(error).split())
-                return [Record(group.samples[0].id, 0, group.media[0].pixels, skipped=reason)]
+                ((sample,), (media,)) = group.samples, group.media
+                return [Record(sample.id, 0, media.pixels, skipped=reason, sound=media.sound)]
         pairs = zip(group.samples, group.media, strict=True)
         return [record for pair in pairs for record in self.ask(_Group([pair[0]], [pair[1]]))]
 
@@ -252,6 +257,7 @@ class _Asking:
                 visual_tokens[k],
                 group.media[k].pixels,
                 tuple(found for _, found in sorted(outcomes[k].items())),
+                sound=group.media[k].sound,
             )
             for k, sample in enumerate(group.samples)
         ]

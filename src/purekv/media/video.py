@@ -34,11 +34,13 @@ class Clip:
     frames: uint8 [num_frames, height, width, 3], RGB.
     fps: sampled frames per second of video, at most the file's own rate.
     wave: its sound as `read_audio` makes it, if it was asked for and there is any.
+    has_sound: whether the file has a sound track.
     """
 
     frames: np.ndarray
     fps: float
     wave: np.ndarray | None = None
+    has_sound: bool = False
 
     @property
     def metadata(self) -> VideoMetadata:
@@ -87,6 +89,7 @@ def read_video(
     try:
         with av.open(str(path)) as container:
             stream = _video_stream(container, path)
+            has_sound = bool(container.streams.audio)
             span = _Span.of(container, stream, start, end, path)
             times, rate = _sample_times(span, fps, min_frames, max_frames, multiple_of)
             frames = []
@@ -99,7 +102,7 @@ def read_video(
             f"not a video that can be decoded: {path} ({error.strerror}); "
             "re-encode it, e.g. as H.264 mp4"
         ) from error
-    return Clip(np.stack(frames), rate)
+    return Clip(np.stack(frames), rate, has_sound=has_sound)
 
 
 def read_frames(path: str | Path, choose: Callable[[int], Sequence[int]]) -> np.ndarray:
