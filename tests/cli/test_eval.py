@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from purekv.errors import PureKVError
-from purekv.evals.store import Store
 from purekv.loading import Checkpoint
+from purekv.store import Store
 from tests.media.clips import write_video
 
 ROW = {

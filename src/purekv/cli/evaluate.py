@@ -79,9 +79,9 @@ def evaluate(
     from purekv.evals.frames import FewerFrames
     from purekv.evals.plots import require_matplotlib, write_plots
     from purekv.evals.speed import measure_speed
-    from purekv.evals.store import Store
-    from purekv.evals.suite import check_ids
+    from purekv.evals.suite import Record, check_ids
     from purekv.loading import find_device, fingerprint, processor_fingerprint
+    from purekv.store import Store
 
     if not debug:
         quiet()
@@ -136,7 +136,7 @@ def evaluate(
         **_versions(),
     }
     if out is not None:
-        store = Store(out, settings, resume)
+        store = Store(out, settings, resume, log="samples.jsonl", parse=Record.from_dict)
     records = dict(store.records) if store else {}
     with step("evaluating", counted=True) as progress:
         progress.advance(len(records), len(samples))
