@@ -15,7 +15,7 @@ from purekv.cli.arguments import (
     parse_window,
 )
 from purekv.cli.errors import explains_errors
-from purekv.cli.inputs import check_layers, find_actors, find_checkpoint
+from purekv.cli.inputs import check_layers, find_actors, find_checkpoint, from_anywhere
 from purekv.cli.options import COMPRESSION, DATA, OUTPUT, PROCESSES, option
 from purekv.cli.progress import step
 
@@ -86,7 +86,7 @@ def batch(
         prefill=prefill,
         evict=evict,
         first_token=first_token,
-        plan=plan if plan is None else _from_anywhere(plan),
+        plan=plan if plan is None else from_anywhere(plan),
         tolerance=tolerance,
     )
     actors, device = find_actors(num_actors, address, num_gpus_per_actor, device)
@@ -98,7 +98,7 @@ def batch(
     checkpoint = find_checkpoint(model)
     check_layers(checkpoint, [config])
     job = AnswerJob(
-        _from_anywhere(checkpoint.name),
+        from_anywhere(checkpoint.name),
         config,
         device=device,
         dtype=dtype,
@@ -149,9 +149,3 @@ def batch(
         typer.echo(f"{store.log}: {result['answered']} answered, {len(errors)} failed")
     if errors:
         raise typer.Exit(SOME_FAILED)
-
-
-def _from_anywhere(path: str) -> str:
-    """The same file or folder where the working directory is another; other names as they are."""
-    found = Path(path).expanduser()
-    return str(found.absolute()) if found.exists() else path

@@ -91,3 +91,9 @@ def find_actors(
             f"device={device!r} with num_gpus_per_actor={gpus:g}; they contradict each other"
         )
     return Actors(count, address, gpus), device
+
+
+def from_anywhere(path: str) -> str:
+    """The same file or folder where the working directory is another; other names as they are."""
+    found = Path(path).expanduser()
+    return str(found.absolute()) if found.exists() else path
