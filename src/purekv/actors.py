@@ -21,7 +21,9 @@ from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
 from io import StringIO
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
+
+import torch
 
 from purekv.errors import PureKVError
 
@@ -36,17 +38,13 @@ Job = Callable[[], Callable[[Item], Result]]
 
 
 @dataclass(frozen=True)
-class Lost(Generic[Item]):
+class Lost:
     """In place of a result: every process that worked on the item died."""
 
-    item: Item
-
-    @property
-    def reason(self) -> str:
-        return (
-            f"the process that worked on it died, {TRIES} times in a row: out of memory, or a file "
-            "that makes a decoder crash"
-        )
+    reason: str = (
+        f"the process that worked on it died, {TRIES} times in a row: out of memory, or a file "
+        "that makes a decoder crash"
+    )
 
 
 @dataclass(frozen=True)
@@ -70,10 +68,8 @@ class Actors:
 
     @property
     def cpus(self) -> int:
-        """Threads of each process: on this machine its share of the cores, elsewhere one."""
-        if self.address is not None:
-            return 1
-        return max(1, len(os.sched_getaffinity(0)) // self.count)
+        """Threads of each process: its share of this one's; on a cluster one."""
+        return 1 if self.address is not None else max(1, torch.get_num_threads() // self.count)
 
 
 def require_ray() -> None:
@@ -201,6 +197,7 @@ class Pool:
                     if number not in seen:
                         seen.add(number)
                         yield number, result
+            assert len(seen) == len(items), f"{len(seen)} of {len(items)} results"
         except ray.exceptions.RayError as error:
             raise PureKVError(f"Ray gave up: {_first_line(error)}") from error
 
@@ -239,11 +236,14 @@ class _Worker:
     def _do(self, number: int, item: Any) -> "_Done | _Failed":
         try:
             if _ray().get(self.tries.begin.remote(number)) > TRIES:
-                return _Done(Lost(item))
+                return _Done(Lost())
             if self.work is None:
                 self._check_versions()
                 self.work = self.job()
             return _Done(self.work(item))
+        except torch.AcceleratorError:
+            traceback.print_exc()
+            os._exit(1)  # its device is lost to this process, not to a new one
         except Exception as error:
             return _Failed(
                 isinstance(error, PureKVError), _first_line(error), traceback.format_exc()

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from purekv.attach import PureKV, check_for_model
 from purekv.config import PureKVConfig
 from purekv.errors import PureKVError
@@ -83,7 +85,8 @@ class Answering:
         check_for_model(job.config, self.model)
 
     def __call__(self, sample: Sample) -> Answers:
-        """Never raises for what is wrong with a sample, memory that it does not fit included."""
+        """What is wrong with a sample is recorded, memory that it does not fit included. Raises
+        only where the device has failed, which no later sample would survive."""
         answers: list[str] = []
         found: dict[str, Any] = {}
         try:
@@ -99,6 +102,8 @@ class Answering:
                             "kv_bytes_full": report.kv_bytes_full,
                             "kv_bytes_kept": report.kv_bytes_kept,
                         }
+        except torch.AcceleratorError:
+            raise
         except Exception as error:
             found["error"] = _reason(error)
         return Answers(sample.id, tuple(answers), **found)

@@ -123,7 +123,7 @@ def test_a_lost_batch_ends_a_spread_evaluation(cli, words, tmp_path, monkeypatch
     monkeypatch.setattr("purekv.actors.Pool", OneProcess)
     monkeypatch.setattr("purekv.actors.require_ray", lambda: None)
     monkeypatch.setattr(
-        OneProcess, "map", lambda self, job, items: ((n, Lost(one)) for n, one in enumerate(items))
+        OneProcess, "map", lambda self, job, items: ((n, Lost()) for n in range(len(items)))
     )
     code, _, err = cli(*words, "--num-actors", "2", "--device", "cpu", "--out", tmp_path)
     assert code == 2

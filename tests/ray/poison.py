@@ -1,4 +1,5 @@
-"""A job that one of its items kills; prints what came of each item."""
+"""A job that one of its items kills, and one that another disturbs once; prints what came of each
+item."""
 
 import json
 import os
@@ -6,6 +7,9 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,9 @@ class Job:
                 with open(self.log, "a") as file:
                     file.write("x")
                 os.kill(os.getpid(), signal.SIGKILL)
+            if item == self.poison + 1 and not os.path.exists(f"{self.log}.failed"):
+                Path(f"{self.log}.failed").touch()
+                raise torch.AcceleratorError("the device has failed")
             time.sleep(0.02)
             return item * item
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PUREKV = Path(sys.executable).with_name("purekv")
-LIMIT = 240.0
+LIMIT = 480.0
 """Seconds that anything may take."""
 
 

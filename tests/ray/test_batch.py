@@ -82,11 +82,13 @@ def test_the_run_is_killed_and_goes_on_to_the_same_bytes(unbroken, checkpoint, d
 
 
 def test_an_item_that_kills_every_process_is_given_up_and_no_other(tmp_path):
+    """Nor the one behind it, whose process ends because its device has failed."""
     with Session("-m", "tests.ray.poison", tmp_path / "begun") as run:
         assert run.wait() == 0, run.err
         found = json.loads(run.out)
     assert found == [[n, "lost" if n == 7 else n * n] for n in range(20)]
     assert (tmp_path / "begun").read_text() == "xxx"
+    assert (tmp_path / "begun.failed").exists()
 
 
 def test_a_model_that_does_not_load_ends_in_one_line(checkpoint, data, tmp_path):
