@@ -14,7 +14,7 @@ from purekv.evals.metrics import chosen_letter, exact_match
 
 @dataclass(frozen=True)
 class Turn:
-    """One question and its gold answer: the letter, where there are choices."""
+    """One question and its gold answer: the letter, where there are choices; empty if unknown."""
 
     question: str
     answer: str
@@ -59,13 +59,14 @@ class Sample:
 _LETTERS = string.ascii_uppercase
 
 
-def read_samples(path: str | Path, limit: int | None = None) -> list[Sample]:
+def read_samples(path: str | Path, limit: int | None = None, *, gold: bool = True) -> list[Sample]:
     """Read a data set in the project's format.
 
     Each line: `{"id", "video" | "videos" | "image" | "images", "turns": [{"question", "answer",
     "choices"?, "references"?, "category"?}], "history"?: [{"question", "answer"}], "category"?}`,
     media paths relative to the file. With choices, the answer is a letter or the text of one;
-    references are answers to free-text questions, by several people.
+    references are answers to free-text questions, by several people. Without `gold`, answers are
+    neither needed nor read.
 
     Raises:
         PureKVError: the file is missing, a line is not such an object, or has another one's id.
@@ -83,11 +84,11 @@ def read_samples(path: str | Path, limit: int | None = None) -> list[Sample]:
                 break
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                sample = _sample(json.loads(text), path.parent)
+                sample = _sample(json.loads(text), path.parent, gold)
             except (ValueError, KeyError, TypeError) as error:
                 raise PureKVError(
                     f"{path}:{number} is not a sample ({error}); a line needs id, video, videos, "
-                    "image or images, and turns with question and answer"
+                    f"image or images, and turns with question{' and answer' if gold else ''}"
                 ) from error
             if sample.id in lines_of:
                 raise PureKVError(
@@ -131,7 +132,7 @@ def _line(sample: Sample, folder: Path) -> dict[str, Any]:
     return line
 
 
-def _sample(data: Any, folder: Path) -> Sample:
+def _sample(data: Any, folder: Path, gold: bool) -> Sample:
     _check_object(data, "the line")
     if isinstance(data["id"], bool) or not isinstance(data["id"], str | int):
         raise ValueError(f"id must be text or a whole number, not {json.dumps(data['id'])}")
@@ -141,13 +142,13 @@ def _sample(data: Any, folder: Path) -> Sample:
     category = data.get("category", "all")
     if not isinstance(data["turns"], list):
         raise ValueError(f"turns must be a list, not {json.dumps(data['turns'])}")
-    turns = tuple(_turn(turn, category) for turn in data["turns"])
+    turns = tuple(_turn(turn, category, gold) for turn in data["turns"])
     if not turns:
         raise ValueError("no turns")
     history = data.get("history", [])
     if not isinstance(history, list):
         raise ValueError(f"history must be a list, not {json.dumps(history)}")
-    told = tuple(_turn(turn, category) for turn in history)
+    told = tuple(_turn(turn, category, True) for turn in history)
     return Sample(str(data["id"]), videos, images, turns, told)
 
 
@@ -161,11 +162,14 @@ def _paths(data: Mapping[str, Any], kind: str, folder: Path) -> tuple[Path, ...]
     return tuple(Path(os.path.normpath(folder / name)) for name in _texts(names, several))
 
 
-def _turn(data: Any, category: Any) -> Turn:
+def _turn(data: Any, category: Any, gold: bool) -> Turn:
     _check_object(data, "a turn")
-    question, answer = _texts([data["question"], data["answer"]], "question and answer")
+    texts = [data["question"], data["answer"] if gold else ""]
+    question, answer = _texts(texts, "question and answer" if gold else "question")
     choices = _texts(data.get("choices") or [], "choices")
-    if choices:
+    if choices and not 2 <= len(choices) <= len(_LETTERS):
+        raise ValueError(f"{len(choices)} choices; use 2 to {len(_LETTERS)}")
+    if choices and gold:
         answer = _gold_letter(answer, choices)
     references = _texts(data.get("references") or [], "references")
     if choices and references:
@@ -186,8 +190,6 @@ def _texts(values: Any, name: str) -> tuple[str, ...]:
 
 
 def _gold_letter(answer: str, choices: tuple[str, ...]) -> str:
-    if not 2 <= len(choices) <= len(_LETTERS):
-        raise ValueError(f"{len(choices)} choices; use 2 to {len(_LETTERS)}")
     letters = _LETTERS[: len(choices)]
     written = answer.strip(string.punctuation + string.whitespace).upper()
     if len(written) == 1 and written in letters:

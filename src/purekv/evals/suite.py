@@ -6,10 +6,10 @@ for records in evaluate(model, processor, samples, configs, batch_size=8):
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,17 @@ from purekv.evals.shared import SharedPrefill
 from purekv.fit import check_for_model
 
 Item = TypeVar("Item")
+
+
+class Sized(Protocol):
+    @property
+    def pixels(self) -> int: ...
+
+    @property
+    def sound(self) -> str | None: ...
+
+
+Seen = TypeVar("Seen", bound=Sized)
 
 
 @dataclass(frozen=True)
@@ -116,11 +127,9 @@ def evaluate(
         PureKVError: two samples share an id.
     """
     check_ids(samples)
-    if rows_at_once is None:
-        rows_at_once = 32 if model.device.type == "cpu" else 512
-    asking = _Asking(model, processor, configs, rows_at_once)
+    asking = Asking(model, processor, configs, rows_at_once)
     read = read or (lambda sample: read_media(processor, sample))
-    for group in _ahead(_groups(samples, batch_size, read, done or {})):
+    for group in _ahead(make_groups(samples, batch_size, read, done or {})):
         if isinstance(group, Record):
             yield [group]
         else:
@@ -128,25 +137,28 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class _Group:
-    """A batch that was read."""
+class Group(Generic[Seen]):
+    """A batch, and what is known of its media: they themselves, where the model is here."""
 
     samples: list[Sample]
-    media: list[Media]
+    media: list[Seen]
 
 
-def _groups(
-    samples: Iterable[Sample], size: int, read: Read, done: Mapping[str, Record]
-) -> Iterator[_Group | Record]:
+def make_groups(
+    samples: Iterable[Sample],
+    size: int,
+    read: Callable[[Sample], Seen],
+    done: Mapping[str, Record],
+) -> Iterator[Group[Seen] | Record]:
     """Up to `size` samples of as many pixels and turns, all with sound or none: their prompts are
     about equally long, and silence need not be made up for one of them."""
-    waiting: dict[Any, list[tuple[Sample, Media | None]]] = defaultdict(list)
+    waiting: dict[Any, list[tuple[Sample, Seen | None]]] = defaultdict(list)
 
-    def whole(kind: Any) -> Iterator[_Group]:
+    def whole(kind: Any) -> Iterator[Group[Seen]]:
         group = waiting.pop(kind)
         members = [sample for sample, _ in group]
         if not all(sample.id in done for sample in members):
-            yield _Group(members, [media or read(sample) for sample, media in group])
+            yield Group(members, [media or read(sample) for sample, media in group])
 
     for sample in samples:
         record, media = done.get(sample.id), None
@@ -178,7 +190,7 @@ def _ahead(items: Iterator[Item]) -> Iterator[Item]:
             yield item
 
 
-class _Asking:
+class Asking:
     """A model and the configs that it is asked with."""
 
     def __init__(
@@ -186,8 +198,10 @@ class _Asking:
         model: PreTrainedModel,
         processor: ProcessorMixin,
         configs: Sequence[Method],
-        rows_at_once: int,
+        rows_at_once: int | None = None,
     ) -> None:
+        if rows_at_once is None:
+            rows_at_once = 32 if model.device.type == "cpu" else 512
         for config in configs:
             if isinstance(config, PureKVConfig):
                 check_for_model(config, model)
@@ -195,7 +209,7 @@ class _Asking:
         self.configs, self.rows_at_once = list(configs), rows_at_once
         self.shared = [number for number, config in enumerate(configs) if _shares_prefill(config)]
 
-    def ask(self, group: _Group) -> list[Record]:
+    def ask(self, group: Group[Media]) -> list[Record]:
         """Records of a batch; where it is refused, of its samples one by one."""
         try:
             batch = prepare_samples(self.model, self.processor, group.samples, group.media)
@@ -206,7 +220,7 @@ class _Asking:
                 ((sample,), (media,)) = group.samples, group.media
                 return [Record(sample.id, 0, media.pixels, skipped=reason, sound=media.sound)]
         pairs = zip(group.samples, group.media, strict=True)
-        return [record for pair in pairs for record in self.ask(_Group([pair[0]], [pair[1]]))]
+        return [record for pair in pairs for record in self.ask(Group([pair[0]], [pair[1]]))]
 
     def _named(self, number: int) -> str:
         if number == 0:
@@ -214,7 +228,7 @@ class _Asking:
         config = self.configs[number - 1]
         return f"{method_name(config)} at budget {config.budget}"
 
-    def _ask(self, group: _Group, batch: Batch) -> list[Record]:
+    def _ask(self, group: Group[Media], batch: Batch) -> list[Record]:
         size = len(group.samples)
         outcomes: list[dict[int, Outcome]] = [{} for _ in range(size)]  # of each sample; 0: full
         full: list[Row] = []

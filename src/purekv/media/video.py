@@ -85,7 +85,7 @@ def read_video(
     """
     path = Path(path)
     check_file(path, "video")
-    _check_settings(fps, max_frames, start, end)
+    check_sampling(fps, max_frames, start, end)
     try:
         with av.open(str(path)) as container:
             stream = _video_stream(container, path)
@@ -132,7 +132,10 @@ def read_frames(path: str | Path, choose: Callable[[int], Sequence[int]]) -> np.
     return np.stack(frames)
 
 
-def _check_settings(fps: float, max_frames: int, start: float, end: float | None) -> None:
+def check_sampling(
+    fps: float, max_frames: int, start: float = 0.0, end: float | None = None
+) -> None:
+    """Raise PureKVError for what makes no sense whatever the video."""
     if not (math.isfinite(fps) and fps > 0):
         raise PureKVError(f"fps={fps:g}; it must be above 0, e.g. 2")
     if max_frames < 1:
