@@ -106,6 +106,18 @@ def test_an_evaluation_with_sound(capsys, checkpoint, data, tmp_path, name) -> N
     assert [json.loads(line)["sound"] for line in lines] == ["heard"] * 2
 
 
+def test_a_chat_hears_too(capsys, checkpoint, data) -> None:
+    code, out, err = run(
+        capsys, "run", "--model", checkpoint("omni"), "--video", read_samples(data)[0].videos[0],
+        "--ask", "what?", "--ask", "why?", "--budget", "1.0", "--compare", "--max-new-tokens", 3,
+        "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["visual_tokens"] == TOKENS["omni"]
+    assert result["agreement"] == 1.0
+
+
 def test_a_deaf_model_says_so_and_goes_on(capsys, checkpoint, data) -> None:
     code, out, err = run(
         capsys, "eval", "--model", checkpoint("deaf"), "--data", data, "--methods", "clie",
