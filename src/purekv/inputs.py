@@ -18,8 +18,8 @@ RATE = 16000
 
 def hears(processor: ProcessorMixin) -> bool:
     """Whether the model takes the sound of a video."""
-    own = getattr(processor, "hears", None)  # VideoLLaMA2: only some checkpoints do
-    return isinstance(processor, Qwen2_5OmniProcessor) if own is None else own
+    # VideoLLaMA2's says so itself, since only some of its checkpoints do.
+    return isinstance(processor, Qwen2_5OmniProcessor) or getattr(processor, "hears", False)
 
 
 def model_inputs(
@@ -33,16 +33,15 @@ def model_inputs(
 ) -> BatchFeature:
     """A padded batch of prompts, chat template applied, with the media that they show in turn.
 
-    Where the model hears, so does it the clips' waves: VideoLLaMA2 behind each video (silence where
-    there is none), Qwen2.5-Omni woven into it. Omni gets no sound if no clip has any.
+    A model that hears gets the clips' waves: VideoLLaMA2 behind each video, silence where there is
+    none; Qwen2.5-Omni woven into each video, no sound at all where no clip has any.
 
     Raises:
-        PureKVError: clips with sound, whose model has one frame rate, were sampled at several.
+        PureKVError: clips with sound for Omni, which knows one frame rate, were sampled at several.
     """
     media: dict[str, Any] = {}
     if images:
         media |= {"images": list(images), "images_kwargs": dict(images_kwargs or {})}
-    weaves = False
     if clips:
         media["videos"] = [clip.frames for clip in clips]
         media["videos_kwargs"] = {
@@ -50,21 +49,17 @@ def model_inputs(
             "do_sample_frames": False,
             **(videos_kwargs or {}),
         }
-        if hears(processor):
-            weaves = isinstance(processor, Qwen2_5OmniProcessor) and _any_sound(clips)
-            if weaves:
-                media |= woven_sound(processor, [_wave(clip) for clip in clips])
-                media["videos_kwargs"]["fps"] = _one_rate(clips)
-            elif not isinstance(processor, Qwen2_5OmniProcessor):
-                media["audio"] = [clip.wave for clip in clips]
+    omni = isinstance(processor, Qwen2_5OmniProcessor)
+    weaves = omni and any(clip.wave is not None for clip in clips)
+    if weaves:
+        media |= woven_sound(processor, [_wave(clip) for clip in clips])
+        media["videos_kwargs"]["fps"] = _one_rate(clips)
+    elif clips and hears(processor) and not omni:
+        media["audio"] = [clip.wave for clip in clips]
     inputs = processor(text=list(texts), padding=True, return_tensors="pt", **media)
     if weaves:
         inputs["use_audio_in_video"] = True  # the model places tokens of both in time
     return inputs
-
-
-def _any_sound(clips: Sequence[Clip]) -> bool:
-    return any(clip.wave is not None for clip in clips)
 
 
 def _wave(clip: Clip) -> np.ndarray:
