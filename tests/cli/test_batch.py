@@ -1,13 +1,14 @@
 """`purekv batch`, all but Ray: answers, order, runs that go on, bad input, exit codes."""
 
 import json
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 
 from purekv import PureKV, PureKVConfig, PureKVError
-from purekv.actors import Actors, Lost
+from purekv.actors import Actors, Lost, check_reachable
 from purekv.cli.inputs import find_actors
 from purekv.loading import Checkpoint
 from purekv.session import Chat, read_clip
@@ -159,6 +160,7 @@ def test_a_sample_that_kills_its_process_is_recorded(cli, words, tmp_path, monke
         (["--device", "abacus"], "auto, cpu, cuda"),
         (["--device", "cuda:0"], "write cuda"),
         (["--num-actors", "0"], "num_actors=0"),
+        (["--address", "ray://head:10001"], "write host:port, or auto"),
         (["--num-gpus-per-actor", "1.5"], "num_gpus_per_actor=1.5"),
         (["--num-gpus-per-actor", "1"], "contradict"),
         (["--model", "{tmp}/none"], "not found"),
@@ -192,6 +194,13 @@ def test_processes_share_what_there_is(monkeypatch) -> None:
     monkeypatch.setattr("torch.get_num_threads", lambda: 8)
     assert [Actors(count).cpus for count in (1, 2, 3, 8, 20)] == [8, 4, 2, 1, 1]
     assert Actors(2, address="auto").cpus == 1
+
+
+def test_a_cluster_that_is_not_there_is_no_reason_to_wait() -> None:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))  # and nobody listens
+        with pytest.raises(PureKVError, match="nothing answers"):
+            check_reachable(f"127.0.0.1:{one.getsockname()[1]}")
 
 
 def test_devices_of_processes() -> None:
