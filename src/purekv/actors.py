@@ -143,7 +143,7 @@ class Pool:
                 what = (
                     f"no Ray cluster at {actors.address} (has it a token? set RAY_AUTH_MODE=token)"
                 )
-            raise PureKVError(f"{what}: {_first_line(error)}") from error
+            raise PureKVError(f"{what}: {_one_line(error)}") from error
         self._stack.callback(ray.shutdown)
         self._started = True
         if not self.debug:
@@ -216,7 +216,7 @@ class Pool:
                         yield number, result
             assert len(seen) == len(items), f"{len(seen)} of {len(items)} results"
         except ray.exceptions.RayError as error:
-            raise PureKVError(f"Ray gave up: {_first_line(error)}") from error
+            raise PureKVError(f"Ray gave up: {_one_line(error)}") from error
 
 
 def versions() -> dict[str, str]:
@@ -263,7 +263,7 @@ class _Worker:
             os._exit(1)  # its device is lost to this process, not to a new one
         except Exception as error:
             return _Failed(
-                isinstance(error, PureKVError), _first_line(error), traceback.format_exc()
+                isinstance(error, PureKVError), _one_line(error), traceback.format_exc()
             )
 
     def _check_versions(self) -> None:
@@ -298,7 +298,7 @@ def _unpacked(pickled: bytes) -> Any:
     return done.result
 
 
-def _first_line(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return text if isinstance(error, PureKVError) else f"{type(error).__name__}: {text}"[:500]
 
