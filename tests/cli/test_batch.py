@@ -1,6 +1,7 @@
 """`purekv batch`, all but Ray: answers, order, runs that go on, bad input, exit codes."""
 
 import json
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from purekv.session import Chat, read_clip
 from purekv.store import Store
 from tests.media.clips import write_video
 from tests.one_process import OneProcess
+from tests.tiny import tiny_model
 
 FILES = "answers.jsonl", "results.json", "run.json"
 
@@ -112,6 +114,19 @@ def test_a_killed_run_goes_on_to_the_same_bytes(cli, words, tmp_path, monkeypatc
         assert (broken / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     monkeypatch.setattr("purekv.batch.Answering.__init__", lambda *a: pytest.fail("loaded"))
     assert cli(*words, "--out", broken, "--resume")[0] == 1  # nothing left to ask
+
+
+def test_a_run_does_not_go_on_with_other_weights(cli, words, checkpoint, data, tmp_path) -> None:
+    theirs, same = tmp_path / "theirs", tmp_path / "same"
+    for copy in (theirs, same):
+        shutil.copytree(checkpoint, copy)
+    out = ["--out", tmp_path / "out"]
+    assert cli(*words, *out, "--model", theirs)[0] == 1
+    assert cli(*words, *out, "--model", same, "--resume")[0] == 1  # the place does not matter
+    tiny_model(seed=1).save_pretrained(theirs)
+    code, _, err = cli(*words, *out, "--model", theirs, "--resume")
+    assert code == 2
+    assert "with another model;" in err
 
 
 def test_failed_samples_are_asked_again_once_their_lines_are_gone(
