@@ -13,6 +13,8 @@ import logging
 import math
 import os
 import pickle
+import re
+import socket
 import sys
 import traceback
 from collections import Counter
@@ -53,13 +55,15 @@ class Actors:
 
     count: int = 1
     address: str | None = None
-    """Of a cluster, e.g. "10.0.0.1:6379" or "auto"; None: this machine alone."""
+    """Of a cluster: "host:port", or "auto" on one of its machines; None: this machine alone."""
     gpus: float = 0.0
     """Of each process; 0.5 lets two share one."""
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise PureKVError(f"num_actors={self.count}; it must be at least 1")
+        if self.address not in (None, "auto") and not re.fullmatch(r"[^:/]+:\d+", self.address):
+            raise PureKVError(f"address={self.address!r}; write host:port, or auto")
         fits = math.isfinite(self.gpus) and self.gpus >= 0
         if not fits or (self.gpus > 1 and self.gpus != int(self.gpus)):
             raise PureKVError(
@@ -78,6 +82,17 @@ def require_ray() -> None:
         import ray.data  # noqa: F401
     except ImportError as error:
         raise PureKVError("Ray Data is not installed; run pip install 'purekv[batch]'") from error
+
+
+def check_reachable(address: str) -> None:
+    """Raises PureKVError where nobody listens, for which Ray would try for minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise PureKVError(f"nothing answers at {address} ({error}); start Ray there") from error
 
 
 class Pool:
@@ -118,15 +133,17 @@ class Pool:
                 "object_store_memory": 2**27,  # paths and answers
             }
         else:
+            check_reachable(actors.address)
             settings["address"] = actors.address
         try:
             ray.init(**settings)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            where = "on this machine" if actors.address is None else f"at {actors.address}"
-            reason = str(error).strip().splitlines()
-            raise PureKVError(
-                f"Ray did not start {where}: {reason[0] if reason else type(error).__name__}"
-            ) from error
+            what = "Ray does not start on this machine"
+            if actors.address is not None:
+                what = (
+                    f"no Ray cluster at {actors.address} (has it a token? set RAY_AUTH_MODE=token)"
+                )
+            raise PureKVError(f"{what}: {_one_line(error)}") from error
         self._stack.callback(ray.shutdown)
         self._started = True
         if not self.debug:
@@ -199,7 +216,7 @@ class Pool:
                         yield number, result
             assert len(seen) == len(items), f"{len(seen)} of {len(items)} results"
         except ray.exceptions.RayError as error:
-            raise PureKVError(f"Ray gave up: {_first_line(error)}") from error
+            raise PureKVError(f"Ray gave up: {_one_line(error)}") from error
 
 
 def versions() -> dict[str, str]:
@@ -246,7 +263,7 @@ class _Worker:
             os._exit(1)  # its device is lost to this process, not to a new one
         except Exception as error:
             return _Failed(
-                isinstance(error, PureKVError), _first_line(error), traceback.format_exc()
+                isinstance(error, PureKVError), _one_line(error), traceback.format_exc()
             )
 
     def _check_versions(self) -> None:
@@ -281,7 +298,7 @@ def _unpacked(pickled: bytes) -> Any:
     return done.result
 
 
-def _first_line(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return text if isinstance(error, PureKVError) else f"{type(error).__name__}: {text}"[:500]
 

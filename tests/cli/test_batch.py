@@ -1,19 +1,22 @@
 """`purekv batch`, all but Ray: answers, order, runs that go on, bad input, exit codes."""
 
 import json
+import shutil
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 
 from purekv import PureKV, PureKVConfig, PureKVError
-from purekv.actors import Actors, Lost
+from purekv.actors import Actors, Lost, check_reachable
 from purekv.cli.inputs import find_actors
 from purekv.loading import Checkpoint
 from purekv.session import Chat, read_clip
 from purekv.store import Store
 from tests.media.clips import write_video
 from tests.one_process import OneProcess
+from tests.tiny import tiny_model
 
 FILES = "answers.jsonl", "results.json", "run.json"
 
@@ -113,6 +116,19 @@ def test_a_killed_run_goes_on_to_the_same_bytes(cli, words, tmp_path, monkeypatc
     assert cli(*words, "--out", broken, "--resume")[0] == 1  # nothing left to ask
 
 
+def test_a_run_does_not_go_on_with_other_weights(cli, words, checkpoint, data, tmp_path) -> None:
+    theirs, same = tmp_path / "theirs", tmp_path / "same"
+    for copy in (theirs, same):
+        shutil.copytree(checkpoint, copy)
+    out = ["--out", tmp_path / "out"]
+    assert cli(*words, *out, "--model", theirs)[0] == 1
+    assert cli(*words, *out, "--model", same, "--resume")[0] == 1  # the place does not matter
+    tiny_model(seed=1).save_pretrained(theirs)
+    code, _, err = cli(*words, *out, "--model", theirs, "--resume")
+    assert code == 2
+    assert "with another model;" in err
+
+
 def test_failed_samples_are_asked_again_once_their_lines_are_gone(
     cli, words, data, tmp_path
 ) -> None:
@@ -159,6 +175,7 @@ def test_a_sample_that_kills_its_process_is_recorded(cli, words, tmp_path, monke
         (["--device", "abacus"], "auto, cpu, cuda"),
         (["--device", "cuda:0"], "write cuda"),
         (["--num-actors", "0"], "num_actors=0"),
+        (["--address", "ray://head:10001"], "write host:port, or auto"),
         (["--num-gpus-per-actor", "1.5"], "num_gpus_per_actor=1.5"),
         (["--num-gpus-per-actor", "1"], "contradict"),
         (["--model", "{tmp}/none"], "not found"),
@@ -192,6 +209,13 @@ def test_processes_share_what_there_is(monkeypatch) -> None:
     monkeypatch.setattr("torch.get_num_threads", lambda: 8)
     assert [Actors(count).cpus for count in (1, 2, 3, 8, 20)] == [8, 4, 2, 1, 1]
     assert Actors(2, address="auto").cpus == 1
+
+
+def test_a_cluster_that_is_not_there_is_no_reason_to_wait() -> None:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))  # and nobody listens
+        with pytest.raises(PureKVError, match="nothing answers"):
+            check_reachable(f"127.0.0.1:{one.getsockname()[1]}")
 
 
 def test_devices_of_processes() -> None:

@@ -16,7 +16,7 @@ from purekv.cli.arguments import (
 )
 from purekv.cli.errors import explains_errors
 from purekv.cli.inputs import check_layers, find_actors, find_checkpoint, from_anywhere
-from purekv.cli.options import COMPRESSION, DATA, OUTPUT, PROCESSES, option
+from purekv.cli.options import DATA, OUTPUT, PROCESSES, option
 from purekv.cli.progress import step
 
 SOME_FAILED = 1
@@ -41,13 +41,10 @@ def batch(
     allocation: options.Allocation = "uniform",
     source_layers: options.SourceLayers = "auto",
     window: options.Window = "question",
-    prefill: Annotated[
-        str, option(COMPRESSION, "Attention of the prefill: dense or spatiotemporal.")
-    ] = "dense",
+    prefill: options.Prefill = "dense",
     spatiotemporal: options.SpatioTemporal = "",
-    evict: Annotated[
-        str, option(COMPRESSION, "When entries leave: post, active or drop.")
-    ] = "post",
+    evict: options.Evict = "post",
+    scope: options.Scope = "visual",
     first_token: options.FirstToken = "exact",
     plan: options.Plan = None,
     tolerance: options.Tolerance = None,
@@ -85,6 +82,7 @@ def batch(
         spatiotemporal=parse_spatiotemporal(spatiotemporal),
         prefill=prefill,
         evict=evict,
+        scope=scope,
         first_token=first_token,
         plan=plan if plan is None else from_anywhere(plan),
         tolerance=tolerance,

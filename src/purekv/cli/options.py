@@ -48,6 +48,7 @@ Budgets = Annotated[
 Prefills = Annotated[
     str, option(COMPRESSION, "Comma-separated attention patterns: dense, spatiotemporal.")
 ]
+Prefill = Annotated[str, option(COMPRESSION, "Attention of the prefill: dense or spatiotemporal.")]
 SpatioTemporal = Annotated[
     str,
     option(
@@ -57,6 +58,10 @@ SpatioTemporal = Annotated[
     ),
 ]
 Evicts = Annotated[str, option(COMPRESSION, "Comma-separated ways to evict: post, active, drop.")]
+Evict = Annotated[str, option(COMPRESSION, "When entries leave: post, active or drop.")]
+Scope = Annotated[
+    str, option(COMPRESSION, "What may be forgotten: visual tokens, or the whole prompt's.")
+]
 FirstToken = Annotated[
     str,
     option(COMPRESSION, "exact, or compressed: let the first answer token feel the eviction too."),

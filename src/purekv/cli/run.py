@@ -22,7 +22,7 @@ from purekv.cli.inputs import (
     read_clips,
     video_path,
 )
-from purekv.cli.options import COMPRESSION, MEDIA, OUTPUT, option
+from purekv.cli.options import MEDIA, OUTPUT, option
 from purekv.cli.progress import step
 
 
@@ -43,17 +43,10 @@ def run(
     allocation: options.Allocation = "uniform",
     source_layers: options.SourceLayers = "auto",
     window: options.Window = "question",
-    prefill: Annotated[
-        str, option(COMPRESSION, "Attention of the prefill: dense or spatiotemporal.")
-    ] = "dense",
+    prefill: options.Prefill = "dense",
     spatiotemporal: options.SpatioTemporal = "",
-    evict: Annotated[
-        str, option(COMPRESSION, "When entries leave: post, active or drop.")
-    ] = "post",
-    scope: Annotated[
-        str,
-        option(COMPRESSION, "What may be forgotten: visual tokens, or the whole prompt's."),
-    ] = "visual",
+    evict: options.Evict = "post",
+    scope: options.Scope = "visual",
     first_token: options.FirstToken = "exact",
     plan: options.Plan = None,
     tolerance: options.Tolerance = None,
