@@ -1,7 +1,6 @@
 """A tiny random Qwen2, and engines that serve it."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from tests.vllm.sessions import session
 
 BLOCK_SIZE = 32
 SETTINGS: dict[str, Any] = {"budget": 0.2, "min_tokens": 64, "window": 16}
@@ -46,8 +47,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Engines:
-    def __init__(self, checkpoint: Path, folder: Path) -> None:
-        self.checkpoint, self._folder, self._runs = checkpoint, folder, 0
+    def __init__(self, checkpoint: Path, folder: Path, timeout: float = 280) -> None:
+        self.checkpoint, self._folder, self._timeout = checkpoint, folder, timeout
+        self._runs = 0
 
     def run(
         self,
@@ -95,14 +97,11 @@ class Engines:
         source = self._folder / f"asked-{self._runs}.json"
         source.write_text(json.dumps(asked))
         target = self._folder / f"result-{self._runs}.json"
-        return subprocess.run(
-            [sys.executable, Path(__file__).with_name("engine.py"), source, target],
-            capture_output=True,
-            text=True,
-            timeout=280,
-            check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        command = [sys.executable, Path(__file__).with_name("engine.py"), source, target]
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        with session(command, **pipes) as process:
+            _, stderr = process.communicate(timeout=self._timeout)
+        return subprocess.CompletedProcess(command, process.returncode, "", stderr)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,8 @@
     python engine.py SETTINGS.json RESULT.json
 
 Requests arrive all at once, or as "arrivals" (the step of each) says; "cancel" maps requests to the
-step in which they are aborted.
+step in which they are aborted, "images" maps them to the files of their images, and at each step of
+"preempt" all that run are preempted, besides those for whom the pool gets too small.
 """
 
 import json
@@ -13,6 +14,7 @@ import time
 
 if __name__ == "__main__":
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # so that the scheduler can be looked at
+    from PIL import Image
     from vllm import SamplingParams
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
@@ -28,7 +30,11 @@ if __name__ == "__main__":
     prompts, news = asked["prompts"], asked["new_tokens"]
     arrivals = asked.get("arrivals") or [0] * len(prompts)
     cancel = {int(name): step for name, step in (asked.get("cancel") or {}).items()}
+    preempt = set(asked.get("preempt") or ())
+    images = {int(name): files for name, files in (asked.get("images") or {}).items()}
     answers: dict[int, list[int]] = {}
+    seen: dict[int, list[int]] = {}
+    """Prompts as the model sees them, a token for each part of an image."""
     preemptions: dict[str, int] = {}
     step = peak = 0
     began = time.perf_counter()
@@ -39,13 +45,19 @@ if __name__ == "__main__":
             sampling = SamplingParams(
                 temperature=0, max_tokens=news[one], ignore_eos=True, detokenize=False
             )
-            engine.add_request(str(one), {"prompt_token_ids": prompts[one]}, sampling)
+            prompt = {"prompt_token_ids": prompts[one]}
+            if one in images:
+                prompt["multi_modal_data"] = {"image": [Image.open(name) for name in images[one]]}
+            engine.add_request(str(one), prompt, sampling)
         for one, when in cancel.items():
             if when == step:
                 engine.abort_request([str(one)])
+        if step in preempt:
+            engine.reset_prefix_cache(reset_running_requests=True)
         for output in engine.step() if engine.has_unfinished_requests() else ():
             if output.finished:
                 answers[int(output.request_id)] = list(output.outputs[0].token_ids)
+                seen[int(output.request_id)] = list(output.prompt_token_ids)
         step += 1
         peak = max(peak, len(scheduler.running))
         for name, request in scheduler.requests.items():
@@ -56,10 +68,12 @@ if __name__ == "__main__":
     manager = scheduler.kv_cache_manager.coordinator.single_type_managers[0]
     result = {
         "answers": [answers.get(one) for one in range(len(prompts))],
+        "prompts": [seen.get(one) for one in range(len(prompts))],
         "steps": step,
         "peak": peak,
         "seconds": time.perf_counter() - began,
         "blocks": free_at_start,
+        "preempted_requests": len(preemptions),
         "preemptions": sum(preemptions.values()),
         "compactions": getattr(manager, "compactions", 0),
         "freed_blocks": getattr(manager, "freed_blocks", 0),
