@@ -35,8 +35,8 @@ def check_layout(isa: str, dtype: Any) -> None:
     """
     if isa == "amx":
         raise PureKVError(
-            f"purekv cannot serve: in {dtype} on this CPU vLLM packs the cache for AMX tiles, where "
-            "entries do not lie one by one; add --dtype float16 or --dtype float32"
+            f"purekv cannot serve: in {dtype} on this CPU vLLM packs the cache into AMX tiles, "
+            "where no entry lies by itself; add --dtype float16 or --dtype float32"
         )
     if isa not in ("vec", "vec16"):
         raise PureKVError(
