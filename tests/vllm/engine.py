@@ -36,7 +36,7 @@ if __name__ == "__main__":
     seen: dict[int, list[int]] = {}
     """Prompts as the model sees them, a token for each part of an image."""
     preemptions: dict[str, int] = {}
-    step = peak = 0
+    step = peak = forced = 0
     began = time.perf_counter()
     waiting = list(range(len(prompts)))
     while waiting or engine.has_unfinished_requests():
@@ -53,6 +53,7 @@ if __name__ == "__main__":
             if when == step:
                 engine.abort_request([str(one)])
         if step in preempt:
+            forced += len(scheduler.running)
             engine.reset_prefix_cache(reset_running_requests=True)
         for output in engine.step() if engine.has_unfinished_requests() else ():
             if output.finished:
@@ -75,6 +76,7 @@ if __name__ == "__main__":
         "blocks": free_at_start,
         "preempted_requests": len(preemptions),
         "preemptions": sum(preemptions.values()),
+        "forced_preemptions": forced,
         "compactions": getattr(manager, "compactions", 0),
         "freed_blocks": getattr(manager, "freed_blocks", 0),
         "blocks_lost": free_at_start - pool.get_num_free_blocks(),
