@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.vllm.sessions import session
+from tests.processes import run
 
 BLOCK_SIZE = 32
+PROCESS = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+"""Environment of each process: one thread, on whichever core is free."""
+
 SETTINGS: dict[str, Any] = {"budget": 0.2, "min_tokens": 64, "window": 16}
 
 
@@ -98,10 +101,7 @@ class Engines:
         source.write_text(json.dumps(asked))
         target = self._folder / f"result-{self._runs}.json"
         command = [sys.executable, Path(__file__).with_name("engine.py"), source, target]
-        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-        with session(command, **pipes) as process:
-            _, stderr = process.communicate(timeout=self._timeout)
-        return subprocess.CompletedProcess(command, process.returncode, "", stderr)
+        return run(command, timeout=self._timeout, env=PROCESS)
 
 
 @pytest.fixture(scope="session")

@@ -16,9 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.vllm.conftest import BLOCK_SIZE, SETTINGS
+from tests.vllm.conftest import BLOCK_SIZE, PROCESS, SETTINGS
 from tests.vllm.prompts import random_prompts
-from tests.vllm.sessions import kill_all, session
 from tests.vllm.test_identity import freed_by, reference
 
 pytestmark = pytest.mark.vllm
@@ -58,8 +57,13 @@ MALFORMED: list[tuple[bytes, int]] = [
 
 
 class Server:
-    def __init__(self, process: "subprocess.Popen[str]", port: int) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", port: int) -> None:
         self.process, self.port = process, port
+
+    def kill(self) -> None:
+        """Server, engine and workers at once, without a chance to tidy up."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def post(self, body: bytes) -> Any:
         request = urllib.request.Request(
@@ -107,7 +111,16 @@ def serving(checkpoint: Path, log: Path) -> Iterator[Server]:
     options = [word for pair in ENGINE.items() for word in pair]
     purekv = Path(sys.executable).with_name("purekv")
     command = [purekv, "serve", checkpoint, *PURE, *options, "--port", str(port)]
-    with log.open("wb") as output, session(command, stdout=output, stderr=output) as process:
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **PROCESS},
+            start_new_session=True,
+        )
+    server = Server(process, port)
+    try:
         deadline = time.monotonic() + 240
         while True:
             try:
@@ -117,10 +130,13 @@ def serving(checkpoint: Path, log: Path) -> Iterator[Server]:
                 alive = process.poll() is None and time.monotonic() < deadline
                 assert alive, log.read_text()[-4000:]
                 time.sleep(0.5)
-        yield Server(process, port)
-        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
-            os.killpg(process.pid, signal.SIGTERM)
+        yield server
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
             process.wait(30)
+    finally:
+        server.kill()
+        process.wait()
 
 
 def test_the_server_answers_survives_bad_requests_and_comes_back(checkpoint: Path, tmp_path: Path):
@@ -141,7 +157,7 @@ def test_the_server_answers_survives_bad_requests_and_comes_back(checkpoint: Pat
             server.hang_up(prompts[2], pieces)
         assert [server.answer(prompt, 16) for prompt in prompts] == expected
         server.settle()
-        kill_all(server.process)
+        server.kill()
     with serving(checkpoint, tmp_path / "second.log") as server:
         assert [server.answer(prompt, 16) for prompt in prompts] == expected
         assert server.metric("purekv:prompts_compacted_total") == 2
