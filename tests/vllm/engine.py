@@ -36,7 +36,7 @@ if __name__ == "__main__":
     seen: dict[int, list[int]] = {}
     """Prompts as the model sees them, a token for each part of an image."""
     preemptions: dict[str, int] = {}
-    step = peak = forced = 0
+    step = peak = forced = cancelled_running = 0
     began = time.perf_counter()
     waiting = list(range(len(prompts)))
     while waiting or engine.has_unfinished_requests():
@@ -46,11 +46,13 @@ if __name__ == "__main__":
                 temperature=0, max_tokens=news[one], ignore_eos=True, detokenize=False
             )
             prompt = {"prompt_token_ids": prompts[one]}
-            if one in images:
+            if images.get(one):
                 prompt["multi_modal_data"] = {"image": [Image.open(name) for name in images[one]]}
             engine.add_request(str(one), prompt, sampling)
         for one, when in cancel.items():
             if when == step:
+                running = {run.request_id.split("-")[0] for run in scheduler.running}
+                cancelled_running += str(one) in running
                 engine.abort_request([str(one)])
         if step in preempt:
             forced += len(scheduler.running)
@@ -77,6 +79,7 @@ if __name__ == "__main__":
         "preempted_requests": len(preemptions),
         "preemptions": sum(preemptions.values()),
         "forced_preemptions": forced,
+        "cancelled_running": cancelled_running,
         "compactions": getattr(manager, "compactions", 0),
         "freed_blocks": getattr(manager, "freed_blocks", 0),
         "blocks_lost": free_at_start - pool.get_num_free_blocks(),

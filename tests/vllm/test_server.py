@@ -1,5 +1,6 @@
 """`purekv serve` over HTTP, on two tensor-parallel workers."""
 
+import base64
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.vllm.conftest import BLOCK_SIZE, PROCESS, SETTINGS
+from tests.vllm.idefics3 import IMAGE, answers, draw, write_idefics3
 from tests.vllm.prompts import random_prompts
 from tests.vllm.test_identity import freed_by, reference
 
@@ -34,6 +36,8 @@ ENGINE = {
     "--served-model-name": "tiny",
     "--host": "127.0.0.1",
 }
+
+GREEDY = {"temperature": 0, "ignore_eos": True, "return_token_ids": True}
 
 MALFORMED: list[tuple[bytes, int]] = [
     (b"", 400),
@@ -65,19 +69,27 @@ class Server:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
-    def post(self, body: bytes) -> Any:
+    def post(self, body: bytes, path: str = "completions") -> Any:
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/v1/completions",
-            body,
-            {"Content-Type": "application/json"},
+            f"http://127.0.0.1:{self.port}/v1/{path}", body, {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=60) as response:
             return json.load(response)
 
     def answer(self, prompt: list[int], tokens: int) -> list[int]:
-        settings = {"temperature": 0, "ignore_eos": True, "return_token_ids": True}
-        body = {"prompt": prompt, "max_tokens": tokens, **settings}
+        body = {"prompt": prompt, "max_tokens": tokens, **GREEDY}
         return self.post(json.dumps(body).encode())["choices"][0]["token_ids"]
+
+    def chat(self, image: Path, question: str, tokens: int) -> tuple[list[int], list[int]]:
+        """Tokens of the prompt and of the answer."""
+        url = f"data:image/png;base64,{base64.b64encode(image.read_bytes()).decode()}"
+        parts = [
+            {"type": "image_url", "image_url": {"url": url}},
+            {"type": "text", "text": question},
+        ]
+        body = {"messages": [{"role": "user", "content": parts}], "max_tokens": tokens, **GREEDY}
+        reply = self.post(json.dumps(body).encode(), "chat/completions")
+        return reply["prompt_token_ids"], reply["choices"][0]["token_ids"]
 
     def metric(self, name: str) -> float:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as page:
@@ -161,3 +173,16 @@ def test_the_server_answers_survives_bad_requests_and_comes_back(checkpoint: Pat
     with serving(checkpoint, tmp_path / "second.log") as server:
         assert [server.answer(prompt, 16) for prompt in prompts] == expected
         assert server.metric("purekv:prompts_compacted_total") == 2
+
+
+def test_images_in_chats(tmp_path: Path):
+    checkpoint = write_idefics3(tmp_path / "tiny-idefics3")
+    images = [draw(tmp_path / f"{one}.png", 256, seed=one) for one in range(3)]
+    questions = [" ".join(f"t{7 * one + place}" for place in range(20)) for one in range(3)]
+    with serving(checkpoint, tmp_path / "log") as server:
+        replies = [server.chat(*pair, 16) for pair in zip(images, questions, strict=True)]
+        assert server.metric("purekv:prompts_compacted_total") == 3
+    prompts = [prompt for prompt, _ in replies]
+    assert [prompt.count(IMAGE) for prompt in prompts] == [320] * 3
+    expected = answers(checkpoint, prompts, [[one] for one in images], 16)
+    assert [answer for _, answer in replies] == expected

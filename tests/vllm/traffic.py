@@ -24,16 +24,16 @@ class Traffic:
 
     @classmethod
     def random(cls, count: int, seed: int = 0) -> "Traffic":
-        """`count` requests; the pool cannot keep pace with their arrival."""
+        """`count` requests, about as many as the pool can serve, and at times more."""
         rng = random.Random(seed)
         lengths = [rng.choice((20, 90, 200, 350)) + rng.randrange(32) for _ in range(count)]
-        arrivals = [rng.randrange(3 * count) for _ in range(count)]
+        arrivals = [rng.randrange(7 * count) for _ in range(count)]
         cancelled = rng.sample(range(count), count // 10)
         return cls(
             random_prompts(lengths),
-            [rng.choice((4, 20, 120)) for _ in range(count)],
+            [rng.choice((4, 40, 120)) for _ in range(count)],
             arrivals,
-            {str(one): arrivals[one] + rng.randrange(40) for one in cancelled},
+            {str(one): arrivals[one] + rng.randrange(60) for one in cancelled},
             sorted(rng.sample(range(10 * count), count // 5)),
         )
 
