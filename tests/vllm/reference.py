@@ -32,7 +32,8 @@ class Reference:
     @torch.inference_mode()
     def answer(self, prompt: list[int], new_tokens: int, **media: Tensor) -> list[int]:
         """Greedy tokens behind the prompt, which has a token for each part of its images."""
-        cache = DynamicCache()
+        cache, base = DynamicCache(), self._model.base_model
+        base.rope_deltas = None  # models with images have those of the last prompt
         output = self._model(
             torch.tensor([prompt]),
             past_key_values=cache,
@@ -44,8 +45,9 @@ class Reference:
         if hole is not None:
             self._evict(cache, output.attentions, hole.kept, prompt)
         tokens = [int(output.logits[0, -1].argmax())]
+        behind = len(prompt) + (0 if base.rope_deltas is None else int(base.rope_deltas))
         while len(tokens) < new_tokens:
-            position = torch.tensor([[len(prompt) + len(tokens) - 1]])
+            position = torch.tensor([[behind + len(tokens) - 1]])
             output = self._model(
                 torch.tensor([tokens[-1:]]), past_key_values=cache, position_ids=position
             )
