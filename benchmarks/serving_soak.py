@@ -21,7 +21,7 @@ from tests.vllm.conftest import BLOCK_SIZE, SETTINGS, Engines, write_tiny
 from tests.vllm.traffic import ENGINE, SMALL_POOL, Traffic
 
 COUNTED = (
-    *("cancelled_running", "steps", "peak"),
+    *("cut_answers", "steps", "peak"),
     *("preempted_requests", "preemptions", "forced_preemptions"),
     *("compactions", "freed_blocks", "blocks", "blocks_lost", "left_in_manager"),
 )

@@ -102,7 +102,7 @@ def answers(
     settings = ServingConfig.from_dict(SETTINGS)
     sources = default_source_layers(TEXT["num_hidden_layers"])
     ends = settings.sinks, settings.window
-    reference = Reference(model, "clie", settings.room, *ends, sources, BLOCK_SIZE, IMAGE)
+    reference = Reference(model, "clie", settings.room, *ends, sources, BLOCK_SIZE, (IMAGE,))
     found = []
     for prompt, files in zip(prompts, images, strict=True):
         media: dict[str, Any] = {}

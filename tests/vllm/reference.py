@@ -23,15 +23,15 @@ class Reference:
         window: int,
         sources: tuple[int, ...],
         block_size: int,
-        image_token: int | None = None,
+        visual: tuple[int, ...] = (),
     ) -> None:
         self._model, self._scorer, self._room = model, scorer, room
         self._sinks, self._window, self._sources = sinks, window, sources
-        self._block_size, self._image_token = block_size, image_token
+        self._block_size, self._visual = block_size, visual
 
     @torch.inference_mode()
     def answer(self, prompt: list[int], new_tokens: int, **media: Tensor) -> list[int]:
-        """Greedy tokens behind the prompt, which has a token for each part of its images."""
+        """Greedy tokens behind the prompt, which has a token for each part of its media."""
         cache, base = DynamicCache(), self._model.base_model
         base.rope_deltas = None  # models with images have those of the last prompt
         output = self._model(
@@ -56,8 +56,8 @@ class Reference:
 
     def _ends(self, prompt: list[int], kept: int) -> tuple[list[int], int]:
         """Positions that stay whatever their scores, and the first one that observes."""
-        visual = [place for place, token in enumerate(prompt) if token == self._image_token]
-        text = [place for place, token in enumerate(prompt) if token != self._image_token]
+        visual = [place for place, token in enumerate(prompt) if token in self._visual]
+        text = [place for place, token in enumerate(prompt) if token not in self._visual]
         window = len(prompt) - self._window
         observing = visual[-1] + 1 if visual else window
         if visual and len(text) < kept:

@@ -24,6 +24,7 @@ pytestmark = [
 
 START, END, IMAGE, VIDEO = range(256, 260)
 NEW, LAYERS = 48, 5
+FRAMES = (6,)
 PATCHES = {"patch_size": 8, "merge_size": 2, "temporal_patch_size": 2}
 SIZE = {"shortest_edge": 32**2, "longest_edge": 512**2}
 
@@ -99,12 +100,13 @@ PROMPTS = [
     [*words(10, 3), *SEEN, *words(15, 4), *SEEN, *words(30, 5)],
     [*words(150, 6), *SEEN, *words(90, 7)],  # more text than the budget
     words(300, 9),
+    [*words(15, 10), START, VIDEO, END, *words(25, 11)],
 ]
 
 
-def pixels(number: int, place: int) -> "np.ndarray[Any, Any]":
+def pixels(number: int, place: int, frames: tuple[int, ...] = ()) -> "np.ndarray[Any, Any]":
     rng = np.random.default_rng(10 * number + place)
-    return rng.integers(0, 256, (256, 160 + 32 * place, 3), dtype=np.uint8)
+    return rng.integers(0, 256, (*frames, 256, 160 + 32 * place, 3), dtype=np.uint8)
 
 
 def expected(checkpoint: Path, prompts: list[list[int]]) -> list[list[int]]:
@@ -113,17 +115,22 @@ def expected(checkpoint: Path, prompts: list[list[int]]) -> list[list[int]]:
     model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
         checkpoint, attn_implementation="eager", dtype=torch.float32
     ).eval()
-    processor = transformers.Qwen2VLImageProcessor.from_pretrained(checkpoint)
+    processor = transformers.Qwen2_5_VLProcessor.from_pretrained(checkpoint)
     settings = ServingConfig.from_dict(SETTINGS)
     ends = settings.sinks, settings.window
     sources = default_source_layers(LAYERS)
-    reference = Reference(model, "clie", settings.room, *ends, sources, BLOCK_SIZE, IMAGE)
+    reference = Reference(model, "clie", settings.room, *ends, sources, BLOCK_SIZE, (IMAGE, VIDEO))
     answers = []
     for number, prompt in enumerate(prompts):
-        media = {"mm_token_type_ids": torch.tensor([prompt]).eq(IMAGE).int()}
+        kinds = [(token == IMAGE) + 2 * (token == VIDEO) for token in prompt]
+        media = {"mm_token_type_ids": torch.tensor([kinds])}
         if count := PROMPTS[number].count(IMAGE):
             files = [pixels(number, place) for place in range(count)]
-            media |= dict(processor(files, return_tensors="pt"))
+            media |= dict(processor.image_processor(files, return_tensors="pt"))
+        if VIDEO in prompt:
+            clip = torch.from_numpy(pixels(number, 0, FRAMES)).permute(0, 3, 1, 2)
+            media |= dict(processor.video_processor([clip], return_tensors="pt"))
+            media["second_per_grid_ts"] = torch.tensor([1.0])  # two frames, of two a second
         answers.append(reference.answer(prompt, NEW, **media))
     return answers
 
@@ -140,16 +147,20 @@ def test_answers_are_those_of_transformers(
             name = tmp_path / f"{number}-{place}.png"
             Image.fromarray(pixels(number, place)).save(name)
             images.setdefault(number, []).append(str(name))
+    video = tmp_path / "video.npy"
+    np.save(video, pixels(4, 0, FRAMES))
     got = engines.run(
         PROMPTS,
         [NEW] * len(PROMPTS),
         SETTINGS,
-        {"asynchronous": asynchronous, "images": images},
+        {"asynchronous": asynchronous, "images": images, "videos": {4: [str(video)]}},
         model=str(qwen),
         skip_tokenizer_init=False,
         max_num_batched_tokens=chunk,
     )
-    assert [prompt.count(IMAGE) for prompt in got["prompts"]] == [160, 352, 160, 0]
-    assert got["answers"] == expected(qwen, got["prompts"])
+    seen = got["prompts"]
+    assert [prompt.count(IMAGE) for prompt in seen] == [160, 352, 160, 0, 0]
+    assert seen[4].count(VIDEO) == 480
+    assert got["answers"] == expected(qwen, seen)
     assert got["compactions"] == len(PROMPTS)
     assert got["blocks_lost"] == got["left_in_manager"] == 0

@@ -18,22 +18,27 @@ class Traffic:
     arrivals: list[int]
     """Step of each request."""
     cancel: dict[str, int]
-    """Step in which a request is cancelled, if it is not answered by then."""
+    """Step in which a request is cancelled, if it is not answered by then; most still wait."""
+    cut: dict[str, int]
+    """Tokens after which an answer is cancelled."""
     preempt: list[int]
     """Steps at which all running requests are preempted."""
 
     @classmethod
     def random(cls, count: int, seed: int = 0) -> "Traffic":
-        """`count` requests, about as many as the pool can serve, and at times more."""
+        """`count` requests, more than the pool can serve as they come."""
         rng = random.Random(seed)
         lengths = [rng.choice((20, 90, 200, 350)) + rng.randrange(32) for _ in range(count)]
         arrivals = [rng.randrange(7 * count) for _ in range(count)]
         cancelled = rng.sample(range(count), count // 10)
+        new_tokens = [rng.choice((4, 40, 120)) for _ in range(count)]
+        waiting, answering = cancelled[::2], cancelled[1::2]
         return cls(
             random_prompts(lengths),
-            [rng.choice((4, 40, 120)) for _ in range(count)],
+            new_tokens,
             arrivals,
-            {str(one): arrivals[one] + rng.randrange(60) for one in cancelled},
+            {str(one): arrivals[one] + rng.randrange(60) for one in waiting},
+            {str(one): rng.randrange(1, new_tokens[one]) for one in answering},
             sorted(rng.sample(range(10 * count), count // 5)),
         )
 
@@ -41,6 +46,7 @@ class Traffic:
         return {
             "arrivals": self.arrivals,
             "cancel": self.cancel,
+            "cut": self.cut,
             "preempt": self.preempt,
             "asynchronous": asynchronous,
         }
@@ -50,5 +56,5 @@ class Traffic:
         return [
             one
             for one, (answer, expected) in enumerate(zip(answers, alone, strict=True))
-            if answer != expected and (answer is not None or str(one) not in self.cancel)
+            if answer != expected and (answer is not None or str(one) not in self.cancel | self.cut)
         ]
