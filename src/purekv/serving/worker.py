@@ -21,6 +21,13 @@ _REQUESTS: WeakValueDictionary[int, Requests] = WeakValueDictionary()
 vision-language one gets a `VllmConfig` of its own, and shares that."""
 
 
+def register_requests(vllm_config: Any) -> Requests:
+    """An empty record for the worker with that config; it lasts as long as the worker holds it."""
+    requests = Requests()
+    _REQUESTS[id(vllm_config.cache_config)] = requests
+    return requests
+
+
 def requests_of(vllm_config: Any) -> Requests:
     """What the worker with that config, or a model's variant of it, knows.
 
@@ -51,8 +58,7 @@ class CompactingCPUWorker(CPUWorker):
                 f'\'{{"{KEY}": {{"budget": 0.2}}}}\', or leave --worker-cls out'
             )
         check_engine(vllm_config)
-        self._requests = Requests()
-        _REQUESTS[id(vllm_config.cache_config)] = self._requests
+        self._requests = register_requests(vllm_config)
         super().__init__(vllm_config, *args, **kwargs)
 
     def get_kv_cache_spec(self) -> Any:
