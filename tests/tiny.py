@@ -39,8 +39,8 @@ _SIZE = {"shortest_edge": 16 * 16, "longest_edge": 48 * 48}
 _PATCHES = {"patch_size": 8, "merge_size": 2, "temporal_patch_size": 2, "size": _SIZE}
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, and the special tokens."""
+def tiny_tokenizer(**special: str) -> PreTrainedTokenizerFast:
+    """One token a byte, and the special tokens; `special` ones by their names."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate(alphabet)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -48,7 +48,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     extra = {
         name: token for name, token in SPECIAL.items() if name not in ("pad_token", "eos_token")
-    }
+    } | special
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         padding_side="left",

@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from purekv import families
-from purekv.allocation import ALLOCATIONS, make_allocation
+from purekv.allocation import make_allocation
 from purekv.attention import NAME_PREFIX, Backend
 from purekv.attention.kept import NEVER_SEEN, attend_to_kept
 from purekv.attention.spatiotemporal import sparse_attention
@@ -39,15 +39,14 @@ from purekv.cache import (
 from purekv.certificate import Measured, certify
 from purekv.config import PureKVConfig
 from purekv.errors import PureKVError
+from purekv.fit import fit, refuse_whole_sequences
 from purekv.parallel import HeadShards
-from purekv.planning import Plan
 from purekv.prefill import Prefill
 from purekv.ragged import RaggedLayer, settle
 from purekv.report import Report
 from purekv.rotation import Rotation
 from purekv.scope import prompt_layout
-from purekv.scoring import UNROTATING, Attended, make_scorer
-from purekv.scoring.clie import default_drop_layers, default_source_layers
+from purekv.scoring import Attended
 from purekv.scoring.frame_difference import FrameDifference
 from purekv.selection import RaggedSelection, Selection
 from purekv.timing import PhaseTimer
@@ -89,42 +88,15 @@ class Run:
         self._language = self._family.language_model(model)
         self._rotary = self._family.rotary_embedding(model)
         self._signature = inspect.signature(self._multimodal.forward)
-        self._num_layers: int = self._language.config.num_hidden_layers
-        num_heads = self._language.config.num_key_value_heads
+        num_heads: int = self._language.config.num_key_value_heads
         self._shards = HeadShards.of(model, num_heads)
         self._num_heads = num_heads // self._shards.size
-        self._layers = global_layers(self._language.config)
+        self._backend = Backend(self._language)
+        self._scorer, self._roles = fit(config, model, self._family, self._shards)
+        self._num_layers, self._layers = self._roles.num_layers, self._roles.evicting
         self._slides = len(self._layers) < self._num_layers
         self._stock_masks = self._slides or self._family.stock_masks
-        if self._slides:
-            _refuse(config, _WITH_SLIDING_LAYERS, "models with sliding-window layers")
-        if self._stock_masks:
-            _refuse(config, _WITH_STOCK_MASKS, "models whose masks may not be causal")
-        if config.scorer in UNROTATING and not self._family.half_rotation:
-            raise PureKVError(
-                f"scorer={config.scorer!r} undoes the rotary embedding, and how "
-                f"{type(model).__name__} rotates is not known; use another scorer"
-            )
-        sources = _source_layers(config, self._layers, self._num_layers)
-        self._scorer = make_scorer(config.scorer, sources, self._num_layers)
         self._allocation = make_allocation(config.allocation, config.layer_shares)
-        self._drop_layers = _drop_layers(config, self._scorer)
-        if config.evict == "drop":
-            _check_drop_layers(self._drop_layers, self._family.undroppable_layers(model.config))
-        self._active_layers = _active_layers(config, self._scorer, self._num_layers)
-        check_for_model(config, model)
-        self._backend = Backend(self._language)
-        refuse_ragged_flash(config.allocation, self._backend.name)
-        if self._allocation.ragged and self._shards.size > 1:
-            raise PureKVError(
-                f"allocation={config.allocation!r} lets heads compete, which lie on other ranks "
-                'under tensor parallelism; use allocation="uniform" or "pyramid"'
-            )
-        if self._shards.size > 1 and (config.certificate or config.tolerance is not None):
-            raise PureKVError(
-                "certificates look at all heads of a layer, which lie on several ranks under "
-                "tensor parallelism; leave certificate and tolerance out"
-            )
         tower = self._family.vision_tower(model) if self._family.packed_tower else None
         self._vision = contextlib.nullcontext() if tower is None else BatchedChunks(tower)
         self._timer = PhaseTimer(model)
@@ -163,7 +135,7 @@ class Run:
         ]
         if self.config.evict == "drop":
             for module in dict.fromkeys((self._model, self._multimodal, language)):
-                refuse = partial(_refuse_whole_sequences, inspect.signature(module.forward))
+                refuse = partial(refuse_whole_sequences, inspect.signature(module.forward))
                 self._handles.append(module.register_forward_pre_hook(refuse, with_kwargs=True))
             for layer_idx, layer in enumerate(language.layers):
                 hook = partial(self._before_layer, layer_idx)
@@ -231,8 +203,8 @@ class Run:
                 )
             quota = keep_counts(self.config.budget, layout)
             self._prefill = Prefill(
-                self.config, self._scorer, self._allocation, layout, quota, self._layers,
-                self._num_heads, self._drop_layers, self._active_layers, media,
+                self.config, self._scorer, self._allocation, layout, quota, self._roles,
+                self._num_heads, media,
             )  # fmt: skip
             if self._prefill.patterns and torch.is_grad_enabled():
                 raise PureKVError(
@@ -530,124 +502,6 @@ class Run:
                 "images or videos were sent on a follow-up turn; the cache already holds the "
                 "compressed ones, so pass only input_ids and attention_mask"
             )
-
-
-def refuse_ragged_flash(allocation: str, attention: str) -> None:
-    """Raise a PureKVError for an allocation that this attention implementation cannot mask."""
-    if ALLOCATIONS[allocation].ragged and attention.startswith("flash"):
-        raise PureKVError(
-            f"allocation={allocation!r} keeps different counts in each head, which {attention} "
-            'cannot mask; load the model with attn_implementation="sdpa", or use '
-            'allocation="uniform" or "pyramid"'
-        )
-
-
-def _drop_layers(config: PureKVConfig, scorer: Any) -> tuple[int, ...]:
-    return getattr(scorer, "source_layers", ()) if config.evict == "drop" else ()
-
-
-def _active_layers(config: PureKVConfig, scorer: Any, num_layers: int) -> frozenset[int]:
-    if config.evict != "active":
-        return frozenset()
-    sources = getattr(scorer, "source_layers", ())
-    return frozenset(range(min(sources, default=-1) + 1, num_layers)) - frozenset(sources)
-
-
-def check_for_model(config: PureKVConfig, model: PreTrainedModel) -> None:
-    """Raise a PureKVError for a plan of another model, or settings of layers that it lacks."""
-    if config.plan is not None:
-        Plan.read(config.plan).check(model, config.plan)
-    num_layers: int = model.config.get_text_config().num_hidden_layers
-    each = {"tile": config.spatiotemporal.tile, "layer_shares": config.layer_shares}
-    for name, value in each.items():
-        if isinstance(value, tuple) and len(value) != num_layers:
-            raise PureKVError(
-                f"{name} has {len(value)} numbers, the model {num_layers} layers; write one for "
-                "each of them"
-            )
-    layers = config.spatiotemporal.dense_layers
-    if isinstance(layers, tuple) and max(layers, default=0) >= num_layers:
-        raise PureKVError(
-            f"dense layer {max(layers)} does not exist; the model's layers are 0 to "
-            f"{num_layers - 1}"
-        )
-
-
-def _refuse_whole_sequences(
-    signature: inspect.Signature, module: nn.Module, args: Any, kwargs: dict[str, Any]
-) -> None:
-    named = {**signature.bind_partial(*args, **kwargs).arguments, **kwargs}
-    asked = {"output_hidden_states": getattr(module.config, "output_hidden_states", False)}
-    for name in ("labels", "output_hidden_states"):
-        value = named.get(name, asked.get(name))
-        if value is not None and value is not False:
-            raise PureKVError(
-                f"{name} needs every position, and evict='drop' does not compute them all; "
-                f"leave {name} out, or use evict='post'"
-            )
-
-
-def global_layers(config: Any) -> tuple[int, ...]:
-    """Numbers of the layers that see everything, of a decoder's config: only those are compressed.
-
-    Raises:
-        PureKVError: there are none, or layers that neither see everything nor a sliding window.
-    """
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None:  # as transformers' caches read it
-        slides = getattr(config, "sliding_window", None) is not None
-        kinds = ["sliding_attention" if slides else "full_attention"] * config.num_hidden_layers
-    others = set(kinds) - {"full_attention", "sliding_attention"}
-    found = tuple(idx for idx, kind in enumerate(kinds) if kind == "full_attention")
-    if others or not found:
-        raise PureKVError(
-            f"layers of type {', '.join(sorted(others or set(kinds)))} are not supported; "
-            "load a model whose layers use full attention, or some of them a sliding window"
-        )
-    return found
-
-
-# What such models do not take otherwise: a sliding cache cannot go back, and what is attended to
-# without the model's mask would be so causally.
-_WITH_SLIDING_LAYERS = {"evict": "post", "first_token": "exact", "prefill": "dense"}
-_WITH_STOCK_MASKS = {"evict": "post", "prefill": "dense"}
-
-
-def _refuse(config: PureKVConfig, allowed: dict[str, str], models: str) -> None:
-    for name, value in allowed.items():
-        if getattr(config, name) != value:
-            raise PureKVError(
-                f"{name}={getattr(config, name)!r} is not available for {models}; use "
-                f"{name}={value!r}"
-            )
-
-
-def _source_layers(
-    config: PureKVConfig, layers: tuple[int, ...], num_layers: int
-) -> tuple[int, ...] | str:
-    """The config's, among the layers that are compressed."""
-    sources = config.source_layers
-    if sources == "auto" and config.evict != "post":
-        return default_drop_layers(num_layers)
-    if len(layers) == num_layers:
-        return sources
-    if isinstance(sources, str):
-        return tuple(layers[place] for place in default_source_layers(len(layers)))
-    unfit = [idx for idx in sources if idx < num_layers and idx not in layers]
-    if unfit:
-        raise PureKVError(
-            f"source layer {unfit[0]} sees a sliding window only; choose among {layers}"
-        )
-    return sources
-
-
-def _check_drop_layers(drop_layers: tuple[int, ...], undroppable: int) -> None:
-    if undroppable and min(drop_layers, default=-1) < undroppable - 1:
-        raise PureKVError(
-            f"visual features of all tokens are added behind each of the first {undroppable} "
-            f"layers, so evict='drop' needs source_layers of {undroppable - 1} or more (scorers "
-            "without source layers drop too early)"
-        )
 
 
 def _text_positions(position_ids: Tensor | None) -> Tensor | None:

@@ -41,6 +41,8 @@ class Checkpoint:
     def find(cls, name: str | Path) -> "Checkpoint":
         """Raises PureKVError for one that is not there, or not of a supported family."""
         config = _config(str(name))
+        if part := families.READERS.get(config.model_type):
+            config = getattr(config, part)
         family = families.for_config(config)
         if not family.visual_token_ids(config):
             raise PureKVError(
@@ -48,6 +50,25 @@ class Checkpoint:
                 'videos; from Python, PureKV(PureKVConfig(scope="prompt")) compresses its text'
             )
         return cls(str(name), config)
+
+    def fingerprint(self) -> str:
+        """Twelve hex digits that tell its config, how it generates and its weights from others',
+        without loading them: of large files, size and samples; of a hub's, name and commit."""
+        digest = hashlib.sha256(_canonical(self.config.to_dict()))
+        folder = Path(self.name).expanduser()
+        if not folder.is_dir():
+            commit = getattr(self.config, "_commit_hash", None)
+            digest.update(f"{self.name} {commit}".encode())
+            return digest.hexdigest()[:12]
+        for path in sorted(folder.iterdir()):
+            if path.name == "generation_config.json" or path.suffix == ".safetensors":
+                size = path.stat().st_size
+                digest.update(f"{path.name} {size}".encode())
+                with path.open("rb") as file:
+                    for offset in range(0, size, max(size // 256, 4096)):
+                        file.seek(offset)
+                        digest.update(file.read(4096))
+        return digest.hexdigest()[:12]
 
     def processor(self) -> ProcessorMixin:
         with self._explained():
@@ -66,11 +87,11 @@ class Checkpoint:
         target = find_device(device)
         with self._explained():
             if own := OWN_FAMILIES.get(self.config.model_type):
-                kind = _dtype(dtype, target)
+                kind = find_dtype(dtype, target)
                 kind = kind if isinstance(kind, torch.dtype) else None
                 return own.load(self.name, device=target, dtype=kind)
             model = AutoModelForImageTextToText.from_pretrained(
-                self.name, config=self.config, dtype=_dtype(dtype, target), use_safetensors=True
+                self.name, config=self.config, dtype=find_dtype(dtype, target), use_safetensors=True
             )
         return model.to(target).eval()
 
@@ -172,7 +193,8 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype | str:
+def find_dtype(name: str, device: torch.device) -> torch.dtype | str:
+    """Raises PureKVError for an unknown one."""
     if name == "auto":
         return torch.float32 if device.type == "cpu" else "auto"
     if name not in DTYPES:

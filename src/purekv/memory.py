@@ -1,5 +1,6 @@
 """The highest memory use while a block of code runs, and what is left."""
 
+import gc
 import resource
 import sys
 from pathlib import Path
@@ -65,6 +66,13 @@ def free_bytes(device: torch.device) -> int | None:
     if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
         limits.append(max(0, int(most) - int(used.read_text())))
     return min(limits, default=None)
+
+
+def release() -> None:
+    """Give back what nothing refers to any more, on the devices as well."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _reset_resident_peak() -> None:

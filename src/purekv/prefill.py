@@ -1,6 +1,6 @@
 """One prefill being compressed: what is shared between its layers."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +14,7 @@ from purekv.config import PureKVConfig
 from purekv.dropping import Kept, stage_quotas
 from purekv.errors import PureKVError
 from purekv.layout import Layout
+from purekv.roles import LayerRoles
 from purekv.rotation import Rotation
 from purekv.scoring import IN_OUTPUT_UNITS, Attended, LayerInputs, Scorer
 from purekv.selection import RaggedSelection, Selection, Selector
@@ -70,10 +71,8 @@ class Prefill:
         allocation: the config's.
         layout: of the prompt, on the CPU; what it calls visual may be evicted.
         quota: visual entries that each (layer, KV head) keeps on average, per row.
-        layers: numbers of those that are compressed.
+        roles: what each layer does.
         num_key_value_heads: of every layer; this rank's, under tensor parallelism.
-        drop_layers: behind which tokens are dropped, down to the quota behind the last one.
-        active_layers: which evict before their attention.
         media: where images and videos are, if `layout` does not say.
 
     Raises:
@@ -87,10 +86,8 @@ class Prefill:
         allocation: Allocation,
         layout: Layout,
         quota: Sequence[int],
-        layers: Sequence[int],
+        roles: LayerRoles,
         num_key_value_heads: int,
-        drop_layers: Sequence[int] = (),
-        active_layers: Collection[int] = (),
         media: Layout | None = None,
     ) -> None:
         self.layout = layout
@@ -109,14 +106,14 @@ class Prefill:
         """Of sparse attention, by the tile, for each row; empty: all are dense."""
         sparse = config.spatiotemporal
         if config.prefill == "spatiotemporal":
-            for tile in {sparse.tile_of(layer) for layer in layers} - {0}:
+            for tile in {sparse.tile_of(layer) for layer in roles.evicting} - {0}:
                 patterns = row_patterns(
                     media or layout, tile, sparse.anchor_frames, sparse.min_tokens
                 )
                 if any(pattern.clips for pattern in patterns):
                     self.patterns[tile] = patterns
         self._sparse = sparse
-        self._active_layers = active_layers if self.evicts else ()
+        self._active_layers = roles.active if self.evicts else frozenset()
         self.kept: Kept | None = None
         """Positions that are still computed, of those that the first layer got; None: all."""
         self.pending: Kept | None = None
@@ -137,7 +134,7 @@ class Prefill:
             stored = stored & ~layout.is_tail
             self.tail = layout.newest_tail
         self._allocation = allocation
-        self._place = {layer_idx: place for place, layer_idx in enumerate(layers)}
+        self._place = {layer_idx: place for place, layer_idx in enumerate(roles.evicting)}
         self._num_heads = num_key_value_heads
         # With scope="prompt" the text behind the span is the window, whatever its length.
         asked = config.window if config.scope == "visual" else "question"
@@ -151,8 +148,8 @@ class Prefill:
             self.measured = []
         self._drops: dict[int, list[int]] = {}
         if self.evicts:
-            quotas = stage_quotas(layout.visual_tokens, self.quota, len(drop_layers))
-            self._drops = dict(zip(drop_layers, quotas, strict=True))
+            quotas = stage_quotas(layout.visual_tokens, self.quota, len(roles.dropping))
+            self._drops = dict(zip(roles.dropping, quotas, strict=True))
 
     def attention_of(self, layer_idx: int) -> str:
         """What a layer's attention is to be: "dense", "spatiotemporal" or "kept"."""

@@ -17,6 +17,7 @@ from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 from transformers.cache_utils import Cache
 
 from purekv.errors import PureKVError
+from purekv.inputs import hears, model_inputs
 from purekv.media import Clip, Progress, read_audio, read_video
 from purekv.upstream import CACHE, cache_of
 
@@ -58,7 +59,7 @@ def read_clip(
         end=end,
         progress=progress,
     )
-    if not getattr(processor, "hears", False):
+    if not hears(processor):
         return clip
     return replace(clip, wave=read_audio(path, start=start, end=end))
 
@@ -147,20 +148,15 @@ class Chat:
 
     def _first_prompt(self, message: dict[str, Any]) -> BatchFeature:
         """Ids, pixels and grids."""
-        media: dict[str, Any] = {}
-        if self._images:
-            media["images"] = self._images
-            media["images_kwargs"] = self._size(self.processor.image_processor)
-        if self._videos:
-            media["videos"] = [clip.frames for clip in self._videos]
-            media["videos_kwargs"] = {
-                "video_metadata": [clip.metadata for clip in self._videos],
-                "do_sample_frames": False,
-                **self._size(self.processor.video_processor),
-            }
-            if getattr(self.processor, "hears", False):
-                media["audio"] = [clip.wave for clip in self._videos]
-        return self.processor(text=[self._render([message])], return_tensors="pt", **media)
+        images, videos = self.processor.image_processor, self.processor.video_processor
+        return model_inputs(
+            self.processor,
+            [self._render([message])],
+            self._videos,
+            self._images,
+            images_kwargs=self._size(images) if self._images else None,
+            videos_kwargs=self._size(videos) if self._videos else None,
+        )
 
     def _next_prompt(self, message: dict[str, Any], past: Tensor) -> BatchFeature:
         """All ids of the conversation, `past` [1, S] and behind it the next question's."""

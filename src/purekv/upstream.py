@@ -1,7 +1,8 @@
-"""What transformers calls the KV cache: `past_key_values` up to 5.23, `cache` since."""
+"""What transformers has renamed: the KV cache, `past_key_values` up to 5.23 and `cache` since; the
+sound of a video."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers.cache_utils import Cache
@@ -37,3 +38,12 @@ def masks_like(known: str, name: str) -> None:
 def no_masks(name: str) -> None:
     """Undo `masks_like`."""
     del ALL_MASK_ATTENTION_FUNCTIONS._global_mapping[name]
+
+
+def woven_sound(processor: Any, waves: Sequence[Any]) -> dict[str, Any]:
+    """Arguments of Qwen2.5-Omni's processor: waves [samples], one for each video, woven into it."""
+    if hasattr(processor, "load_audio_from_video"):
+        links = {"load_audio_from_video": True, "audio_from_video_indices": [*range(len(waves))]}
+    else:  # of before
+        links = {"use_audio_in_video": True}
+    return {"audio": list(waves), **links}

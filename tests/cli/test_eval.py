@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from purekv.actors import Lost
 from purekv.errors import PureKVError
-from purekv.evals.store import Store
 from purekv.loading import Checkpoint
+from purekv.store import Store
 from tests.media.clips import write_video
+from tests.one_process import OneProcess
 
 ROW = {
     "method", "prefill", "evict", "budget", "n", "accuracy", "ci95", "second_turn", "retention",
@@ -96,6 +98,38 @@ def test_a_killed_run_goes_on_to_the_same_bytes(cli, words, tmp_path, monkeypatc
     assert cli(*words, "--out", tmp_path / "whole", "--resume")[0] == 0  # nothing left to ask
 
 
+def test_spread_over_processes_it_is_the_same_evaluation(cli, words, tmp_path, monkeypatch) -> None:
+    words = [*words, "--speed-samples", "0", "--device", "cpu"]
+    assert cli(*words, "--out", tmp_path / "one")[0] == 0
+    monkeypatch.setattr("purekv.actors.Pool", OneProcess)
+    monkeypatch.setattr("purekv.actors.require_ray", lambda: None)
+    add = Store.add
+
+    def killed(self, records):
+        add(self, records)
+        if len(self.records) >= 3:
+            raise KeyboardInterrupt
+
+    spread = [*words, "--num-actors", "2", "--out", tmp_path / "two"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "add", killed)
+        assert cli(*spread)[0] == 130
+    assert cli(*spread, "--resume")[0] == 0
+    for name in ("samples.jsonl", "results.json", "run.json"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+def test_a_lost_batch_ends_a_spread_evaluation(cli, words, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("purekv.actors.Pool", OneProcess)
+    monkeypatch.setattr("purekv.actors.require_ray", lambda: None)
+    monkeypatch.setattr(
+        OneProcess, "map", lambda self, job, items: ((n, Lost()) for n in range(len(items)))
+    )
+    code, _, err = cli(*words, "--num-actors", "2", "--device", "cpu", "--out", tmp_path)
+    assert code == 2
+    assert "died, 3 times" in err
+
+
 def change(path: Path, keys: list[str], value: object) -> None:
     data = inner = json.loads(path.read_text())
     for key in keys[:-1]:
@@ -151,7 +185,7 @@ def test_a_start_that_fails_does_not_block_the_folder(cli, words, tmp_path, monk
 
     words = [*words, "--speed-samples", "0", "--limit", "1", "--out", tmp_path / "out"]
     with monkeypatch.context() as patch:
-        patch.setattr("purekv.evals.suite._Asking.__init__", fail)
+        patch.setattr("purekv.evals.suite.Asking.__init__", fail)
         assert cli(*words)[0] == 2
     assert cli(*words)[0] == 0
 
@@ -197,6 +231,8 @@ def test_plots_are_drawn_of_a_finished_run_too(cli, words, tmp_path) -> None:
         (["--limit", "0"], "at least 1"),
         (["--resume"], "--out"),
         (["--plots"], "--out"),
+        (["--address", "auto"], "--num-actors"),
+        (["--num-actors", "0", "--device", "cpu"], "num_actors=0"),
         (["--source-layers", "99"], "does not exist"),
     ],
 )

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from purekv.evals import read_samples
+from purekv.media import read_audio
 
 VIDEO = ("--media", "video", "--frames", "6", "--size", "168")
 IMAGE = ("--media", "image", "--size", "168", "--count", "2")
@@ -97,3 +98,14 @@ def test_build_leaves_a_folder_of_other_files_alone(cli, tmp_path: Path) -> None
     assert code == 2
     assert "error:" in err
     assert (tmp_path / "thesis.txt").exists()
+
+
+def test_videos_with_sound(cli, cli_json, tmp_path: Path) -> None:
+    video = ("--media", "video", "--frames", "12", "--size", "168")
+    found = cli_json("reference", "data", str(tmp_path / "a"), "--n", "1", "--audio", *video)
+    assert found["audio"] is True
+    (sample,) = read_samples(found["data"])
+    assert read_audio(sample.videos[0]) is not None
+    code, _, err = cli("reference", "data", str(tmp_path / "b"), "--audio", *VIDEO)
+    assert code == 2
+    assert "12 frames or more" in err.splitlines()[-1]

@@ -1,11 +1,13 @@
 """docs/families.md and `purekv families` say what the code and the tests do."""
 
+import inspect
 import json
 from pathlib import Path
 
 import pytest
 import transformers
 
+from purekv import families
 from purekv.cli import main
 from purekv.families import FAMILIES, GENERIC
 from purekv.families.table import rows, with_table
@@ -31,6 +33,16 @@ def test_what_a_family_claims_is_in_the_matrix(name):
         claim = "tiny random models: text; sdpa"
     assert FAMILIES[name].tested_on[0] == claim
     assert set(zoo.items) == set(FAMILIES[name].modalities) - {"text"}
+
+
+@pytest.mark.parametrize("family", dict.fromkeys(FAMILIES.values()), ids=lambda one: one.name)
+def test_a_family_is_one_small_file_and_one_line(family):
+    """VideoLLaMA2's brings its model along, in other files."""
+    name = type(family).__name__
+    assert len(inspect.getsource(inspect.getmodule(type(family))).splitlines()) < 120
+    registry = inspect.getsource(families)
+    assert registry.count(f"    {name}(),\n") == 1
+    assert registry.count(f" import {name}\n") == 1
 
 
 def test_the_verb_lists_them(capsys):

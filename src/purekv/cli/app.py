@@ -4,7 +4,18 @@ import sys
 
 import typer
 
-from purekv.cli import bench, calibrate, evaluate, families, inspect, reference, run, serve
+from purekv.cli import (
+    batch,
+    bench,
+    calibrate,
+    data,
+    evaluate,
+    families,
+    inspect,
+    reference,
+    run,
+    serve,
+)  # fmt: skip
 from purekv.cli.arguments import ManyValues
 
 app = typer.Typer(
@@ -16,16 +27,19 @@ app = typer.Typer(
 )
 app.command("run", cls=ManyValues)(run.run)
 app.command("eval")(evaluate.evaluate)
+app.command("batch")(batch.batch)
 app.command("bench")(bench.bench)
 app.command("calibrate")(calibrate.calibrate)
 app.command("inspect", cls=ManyValues)(inspect.inspect)
 app.command("families")(families.families)
 app.command("serve", context_settings=serve.PASSED_ON)(serve.serve)
 app.add_typer(reference.app, name="reference")
+app.add_typer(data.app, name="data")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and leave with its exit code: 0, 2 for bad input, 130 for Ctrl-C."""
+    """Run the command line and leave with its exit code: 0, 2 for bad input, 130 for Ctrl-C, or a
+    verb's own."""
     try:
         code = app(arguments, standalone_mode=False)
     except typer.Abort:

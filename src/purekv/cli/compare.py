@@ -1,6 +1,5 @@
 """The same questions to the compressed and, if asked for, to the uncompressed model."""
 
-import gc
 import platform
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -16,7 +15,7 @@ from purekv import PureKV, PureKVConfig
 from purekv.cache import cache_bytes
 from purekv.cli.progress import Step, step
 from purekv.media import Clip
-from purekv.memory import PeakMemory
+from purekv.memory import PeakMemory, release
 from purekv.report import PhaseTimer
 from purekv.session import Answer, Chat
 from purekv.upstream import cache_of
@@ -97,7 +96,7 @@ def answer(request: Request, config: PureKVConfig, *, compare: bool) -> Result:
         compressed = _answer_compressed(request, config, progress)
     if not compare:
         return Result(compressed, None)
-    _release(request.model)
+    release()
     with step("answering without") as progress:
         return Result(compressed, _answer_dense(request, compressed.visual_tokens, progress))
 
@@ -194,9 +193,3 @@ def _warm_up(model: PreTrainedModel) -> None:
     """Let neither side of a comparison pay for what the first forward of a process sets up."""
     with torch.no_grad():
         model(input_ids=torch.zeros(1, 8, dtype=torch.long, device=model.device))
-
-
-def _release(model: PreTrainedModel) -> None:
-    gc.collect()
-    if model.device.type == "cuda":
-        torch.cuda.empty_cache()

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import random
+from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,14 +20,12 @@ from purekv.cli.arguments import (
     split_words,
 )
 from purekv.cli.errors import explains_errors
-from purekv.cli.inputs import check_layers, find_checkpoint
-from purekv.cli.options import MODEL, OUTPUT, option
+from purekv.cli.inputs import check_layers, find_actors, find_checkpoint, from_anywhere
+from purekv.cli.options import DATA, MODEL, OUTPUT, PROCESSES, option
 from purekv.cli.progress import step
 
 if TYPE_CHECKING:
     from purekv.evals import Sample
-
-DATA = "Data"
 
 
 @explains_errors
@@ -51,6 +51,12 @@ def evaluate(
         Path | None, option(OUTPUT, "Folder for the table and each sample's record.")
     ] = None,
     resume: Annotated[bool, option(OUTPUT, "Go on in --out's folder.", "--resume")] = False,
+    num_actors: Annotated[
+        int | None,
+        option(PROCESSES, "Spread over so many, by Ray (purekv[batch]). Default: this one alone."),
+    ] = None,
+    num_gpus_per_actor: options.GpusPerActor = None,
+    address: options.Address = None,
     plots: Annotated[
         bool,
         option(
@@ -72,6 +78,7 @@ def evaluate(
     purekv eval --data DIR --methods clie,snapkv,h2o --budgets 1.0,0.2,0.1 --out RESULTS
     """
     from purekv import PureKVConfig, PureKVError
+    from purekv.actors import Pool, require_ray
     from purekv.cli import tables
     from purekv.cli.quiet import quiet
     from purekv.evals import evaluate as ask
@@ -79,9 +86,12 @@ def evaluate(
     from purekv.evals.frames import FewerFrames
     from purekv.evals.plots import require_matplotlib, write_plots
     from purekv.evals.speed import measure_speed
-    from purekv.evals.store import Store
-    from purekv.evals.suite import check_ids
+    from purekv.evals.spread import AskJob, evaluate_on
+    from purekv.evals.suite import Record, check_ids
+    from purekv.evals.text_metrics import require_text_metrics
     from purekv.loading import find_device, fingerprint, processor_fingerprint
+    from purekv.memory import release
+    from purekv.store import Store
 
     if not debug:
         quiet()
@@ -106,11 +116,18 @@ def evaluate(
         plan=plan,
         tolerance=tolerance,
     )
+    actors = None
+    if num_actors is not None:
+        actors, device = find_actors(num_actors, address, num_gpus_per_actor, device)
+        require_ray()
+    elif address is not None or num_gpus_per_actor is not None:
+        raise PureKVError("--address and --num-gpus-per-actor are for actors; give --num-actors")
     find_device(device)
-    if data.is_dir():
-        data = data / "data.jsonl"
+    data = (data / "data.jsonl" if data.is_dir() else data).absolute()
     samples = _picked(data, limit, seed)
     check_ids(samples)
+    if any(turn.references for sample in samples for turn in sample.turns):
+        require_text_metrics()
     checkpoint = find_checkpoint(model)
     check_layers(checkpoint, [config for config in configs if isinstance(config, PureKVConfig)])
     processor = checkpoint.processor()
@@ -118,9 +135,13 @@ def evaluate(
         config.for_processor(processor) if isinstance(config, FewerFrames) else config
         for config in configs
     ]
-    with step("loading the model"):
-        loaded = checkpoint.model(device=device, dtype=dtype)
 
+    def load() -> Any:
+        with step("loading the model"):
+            return checkpoint.model(device=device, dtype=dtype)
+
+    loaded = load()
+    environment = _environment(loaded)
     store = None
     settings = {
         "data": hashlib.sha256(data.read_bytes()).hexdigest(),
@@ -136,13 +157,21 @@ def evaluate(
         **_versions(),
     }
     if out is not None:
-        store = Store(out, settings, resume)
+        store = Store(out, settings, resume, log="samples.jsonl", parse=Record.from_dict)
     records = dict(store.records) if store else {}
-    with step("evaluating", counted=True) as progress:
+    with step("evaluating", counted=True) as progress, ExitStack() as processes:
         progress.advance(len(records), len(samples))
-        for batch_records in ask(
-            loaded, processor, samples, configs, batch_size=batch, done=records.copy()
-        ):
+        if actors is None:
+            answered = ask(
+                loaded, processor, samples, configs, batch_size=batch, done=records.copy()
+            )
+        else:
+            loaded = None  # its memory is for those who work
+            release()
+            pool = processes.enter_context(Pool(actors, debug))
+            job = AskJob(from_anywhere(checkpoint.name), device, dtype, configs)
+            answered = evaluate_on(pool, job, samples, batch_size=batch, done=records.copy())
+        for batch_records in answered:
             if store is not None:
                 store.add(batch_records)
             records |= {record.id: record for record in batch_records}
@@ -154,10 +183,18 @@ def evaluate(
         raise PureKVError(
             f"none of the {len(samples)} samples could be asked; the first: {skipped[0][1]}"
         )
+    sounds = Counter(record.sound for record in records.values())
+    if unheard := sounds["unheard"]:
+        typer.echo(
+            f"this model does not hear: the sound of {unheard} of {len(samples)} samples was left "
+            "out, and questions about it cannot be answered",
+            err=True,
+        )
     rows = summarise(samples, records, configs, seed)
     result: dict[str, Any] = {
         "config": settings,
         "skipped": [{"id": name, "reason": reason} for name, reason in skipped],
+        "sound": {"heard": sounds["heard"], "unheard": sounds["unheard"]},
         "rows": rows,
     }
     if store is not None:
@@ -165,6 +202,7 @@ def evaluate(
         store.write("results.json", result)
     asked = [sample for sample in samples if not records[sample.id].skipped]
     if speed_samples > 0:
+        loaded = loaded or load()
         with step(f"timing on {min(speed_samples, len(asked))} samples"):
             timing = measure_speed(loaded, processor, asked[:speed_samples], configs)
         if store is not None:
@@ -175,7 +213,7 @@ def evaluate(
             page = write_plots(out)
         typer.echo(f"pictures: {page}", err=True)
     if as_json:
-        typer.echo(json.dumps(_environment(loaded) | result | {"rows": rows}))
+        typer.echo(json.dumps(environment | result | {"rows": rows}))
     else:
         tables.show_evaluation(rows)
 

@@ -1,4 +1,5 @@
-"""What verbs read before they begin: the checkpoint, the videos, the questions."""
+"""What verbs read before they begin: the checkpoint, the videos, the questions, the
+processes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from purekv.errors import PureKVError
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
+    from purekv.actors import Actors
     from purekv.config import PureKVConfig
     from purekv.loading import Checkpoint
     from purekv.media import Clip
@@ -63,3 +65,35 @@ def read_clips(processor: "ProcessorMixin", paths: Sequence[Path], **sampling: A
         with step(f"decoding {path.name}") as progress:
             clips.append(read_clip(processor, path, progress=progress.advance, **sampling))
     return clips
+
+
+def find_actors(
+    count: int, address: str | None, gpus: float | None, device: str
+) -> "tuple[Actors, str]":
+    """The processes that were asked for, and their device: "cpu" or "cuda".
+
+    Raises PureKVError for a device that does not fit, or that this machine lacks where it is the
+    one to work.
+    """
+    from purekv.actors import Actors
+    from purekv.loading import find_device
+
+    if device.startswith("cuda:"):
+        raise PureKVError(f"device={device!r} with actors, among which Ray shares GPUs; write cuda")
+    if device == "auto" and gpus:
+        device = "cuda"
+    if address is None or device != "cuda":  # a cluster may have what this machine lacks
+        device = find_device(device).type
+    if gpus is None:
+        gpus = 1.0 if device == "cuda" else 0.0
+    if (gpus > 0) != (device == "cuda"):
+        raise PureKVError(
+            f"device={device!r} with num_gpus_per_actor={gpus:g}; they contradict each other"
+        )
+    return Actors(count, address, gpus), device
+
+
+def from_anywhere(path: str) -> str:
+    """The same file or folder where the working directory is another; other names as they are."""
+    found = Path(path).expanduser()
+    return str(found.absolute()) if found.exists() else path

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 MEDIA, COMPRESSION, MODEL, OUTPUT = "Media", "Compression", "Model", "Output"
+DATA, PROCESSES = "Data", "Processes"
 
 
 def option(panel: str, help: str, *names: str) -> Any:
@@ -90,6 +91,19 @@ Model = Annotated[
 Device = Annotated[str, option(MODEL, "auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, option(MODEL, "auto, float32, bfloat16 or float16.")]
 MaxNewTokens = Annotated[int, option(MODEL, "Longest answer, in tokens.")]
+
+Address = Annotated[
+    str | None,
+    option(PROCESSES, "Of a Ray cluster, or auto. Default: processes on this machine."),
+]
+GpusPerActor = Annotated[
+    float | None,
+    option(
+        PROCESSES,
+        "GPUs of each process; 0.5 lets two share one. Default: 1 on a machine with GPUs, else 0.",
+        "--num-gpus-per-actor",
+    ),
+]
 
 Json = Annotated[bool, option(OUTPUT, "Print one JSON object on stdout.", "--json")]
 Debug = Annotated[bool, option(OUTPUT, "Show warnings and tracebacks.", "--debug")]

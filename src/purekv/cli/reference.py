@@ -68,6 +68,10 @@ def data(
         int | None,
         typer.Option(help="With --media: how many in a prompt.", show_default="1"),
     ] = None,
+    audio: Annotated[
+        bool,
+        typer.Option("--audio", help="Videos with sound, and questions that need to hear it."),
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -77,13 +81,17 @@ def data(
     geometry = _geometry(tokens, media, frames, size, count)
     tokens = tokens or "1k"
     with step("drawing samples") as progress:
-        path = write_dataset(directory, n, seed, tokens, geometry, level, progress=progress.advance)
+        path = write_dataset(
+            directory, n, seed, tokens, geometry, level, progress=progress.advance, audio=audio
+        )
     made: dict[str, object] = {"data": str(path), "n": n, "seed": seed, "level": level}
     if geometry is None:
         made["tokens"] = tokens
     else:
         made |= {"media": media, "frames": geometry.frames}
         made |= {"size": geometry.size, "count": geometry.count}
+    if audio:
+        made["audio"] = True
     typer.echo(json.dumps(made) if as_json else path)
 
 

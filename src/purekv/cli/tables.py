@@ -117,7 +117,23 @@ def show_evaluation(rows: list[dict[str, Any]]) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, width=120)
     console.print(quality)
+    if "cider" in rows[0]:
+        console.print(_free_text(rows))
     console.print(cost)
+
+
+def _free_text(rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("Method", no_wrap=True)
+    for name in ("Budget", "n", "CIDEr", "Retention", "ROUGE-L", "Retention"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        cells = [row_name(row), f"{row['budget']:g}", str(row["cider"]["n"])]
+        for metric in (row["cider"], row["rouge_l"]):
+            cells.append(_share(metric["score"], metric["ci95"]))
+            cells.append(_share(metric["retention"], metric["retention_ci95"]))
+        table.add_row(*cells)
+    return table
 
 
 def _share(value: float | None, bounds: list[float] | None = None) -> str:

@@ -22,16 +22,19 @@ from purekv.errors import PureKVError
 from purekv.evals.positions import TextPositions, first_positions
 from purekv.evals.samples import Sample
 from purekv.evals.shared import Stack
+from purekv.inputs import model_inputs
 from purekv.media import Clip, read_image
 from purekv.session import read_clip
 from purekv.upstream import CACHE, cache_of
 
 SPARE_TOKENS = 2
+FREE_TOKENS = 64
+"""Room of an answer in free text, whose length is not the gold one's."""
 
 
 @dataclass(frozen=True)
 class Media:
-    """The pixels of one sample, in the order in which the prompt shows them: videos first."""
+    """What one sample shows, in the order in which the prompt does: videos first."""
 
     videos: tuple[Clip, ...] = ()
     images: tuple[Image, ...] = ()
@@ -41,6 +44,13 @@ class Media:
         """How large the prompt will be: an image costs as much as two frames of its size."""
         frames = sum(video.frames[..., 0].size for video in self.videos)
         return frames + sum(2 * image.height * image.width for image in self.images)
+
+    @property
+    def sound(self) -> str | None:
+        """ "heard" where the model gets any, "unheard" where it hears nothing of what is there."""
+        if any(video.wave is not None for video in self.videos):
+            return "heard"
+        return "unheard" if any(video.has_sound for video in self.videos) else None
 
 
 Read = Callable[[Sample], Media]
@@ -54,12 +64,12 @@ class Batch:
     """Prompt text of each turn and sample, the gold history included."""
     golds: list[list[str]]
     """Gold answer of each turn and sample."""
-    inputs: dict[str, Tensor]
-    """Of the first turn, on the model's device."""
+    inputs: dict[str, Any]
+    """Of the first turn, tensors on the model's device; a flag where sound is woven into videos."""
     max_new_tokens: list[list[int]]
-    """Of each turn and sample: room for the gold answer and a few tokens more. What is longer than
-    that is wrong however it goes on, and cut there: it must not matter what else is in the batch.
-    """
+    """Of each turn and sample: room for the gold answer and a few tokens more, or for free text.
+    What is longer than that is wrong however it goes on, and cut there: it must not matter what
+    else is in the batch."""
 
 
 @dataclass
@@ -104,15 +114,27 @@ def prepare_samples(
     if media is None:
         media = [read_media(processor, sample) for sample in samples]
     messages = [_messages(*pair) for pair in zip(samples, media, strict=True)]
-    prompts = [[_render(processor, chat[: 2 * t + 1]) for chat in messages] for t in range(turns)]
+    prompts = [
+        [
+            _render(processor, chat[: 2 * (len(sample.history) + turn) + 1])
+            for sample, chat in zip(samples, messages, strict=True)
+        ]
+        for turn in range(turns)
+    ]
     inputs = _first_inputs(processor, prompts[0], media, model.device)
     golds = [[sample.turns[turn].answer for sample in samples] for turn in range(turns)]
     tokens = [processor.tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in golds]
-    room = [[len(ids) + SPARE_TOKENS for ids in row] for row in tokens]
+    room = [
+        [
+            FREE_TOKENS if sample.turns[turn].references else len(ids) + SPARE_TOKENS
+            for sample, ids in zip(samples, row, strict=True)
+        ]
+        for turn, row in enumerate(tokens)
+    ]
     return Batch(prompts, golds, dict(inputs.to(model.device)), room)
 
 
-def whole_chats(processor: ProcessorMixin, batch: Batch) -> dict[str, Tensor]:
+def whole_chats(processor: ProcessorMixin, batch: Batch) -> dict[str, Any]:
     """Inputs of all turns at once, the gold answer to the last one included; pixels as in
     `batch.inputs`, whose ids come first."""
     texts = [
@@ -126,10 +148,14 @@ def whole_chats(processor: ProcessorMixin, batch: Batch) -> dict[str, Tensor]:
     more = longer["input_ids"].shape[1] - shape[1]
     rest = {
         # Whatever says of each token what it is: what follows is text.
-        name: torch.nn.functional.pad(value, (0, more)) if value.shape == shape else value
+        name: torch.nn.functional.pad(value, (0, more)) if _is_of(shape, value) else value
         for name, value in batch.inputs.items()
     }
     return rest | longer
+
+
+def _is_of(shape: torch.Size, value: Any) -> bool:
+    return isinstance(value, Tensor) and value.shape == shape
 
 
 @torch.no_grad()
@@ -259,7 +285,7 @@ def _rewind(cache: Cache, seen: int) -> None:
 def _messages(sample: Sample, media: Media) -> list[dict[str, Any]]:
     """Alternating questions and gold answers; the first question carries the media."""
     messages: list[dict[str, Any]] = []
-    for turn in sample.turns:
+    for turn in (*sample.history, *sample.turns):
         messages.append({"role": "user", "content": [{"type": "text", "text": turn.prompt}]})
         messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
     items = [{"type": "video"} for _ in media.videos] + [{"type": "image"} for _ in media.images]
@@ -274,22 +300,16 @@ def _render(processor: ProcessorMixin, messages: list[dict[str, Any]]) -> str:
 def _first_inputs(
     processor: ProcessorMixin, prompts: list[str], media: Sequence[Media], device: torch.device
 ) -> Any:
-    arguments: dict[str, Any] = {}
     # On a GPU the processor's own arithmetic is best done there as well.
     where = {} if device.type == "cpu" else {"device": device}
-    images = [image for one in media for image in one.images]
-    if images:
-        arguments["images"] = images
-        arguments["images_kwargs"] = where
-    clips = [clip for one in media for clip in one.videos]
-    if clips:
-        arguments["videos"] = [clip.frames for clip in clips]
-        arguments["videos_kwargs"] = {
-            "video_metadata": [clip.metadata for clip in clips],
-            "do_sample_frames": False,
-            **where,
-        }
-    return processor(text=prompts, padding=True, return_tensors="pt", **arguments)
+    return model_inputs(
+        processor,
+        prompts,
+        [clip for one in media for clip in one.videos],
+        [image for one in media for image in one.images],
+        videos_kwargs=where,
+        images_kwargs=where,
+    )
 
 
 def _next_inputs(

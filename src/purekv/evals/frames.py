@@ -20,6 +20,7 @@ NAME = "frames"
 class FewerFrames:
     """Evenly spaced frames of each video, smaller where their number alone does not meet the share
     of the visual tokens; smaller images. Rounded down, as budgets are, to whole rows and columns.
+    Sound stays whole.
 
     Below a processor's smallest size the share is exceeded, since it enlarges what is smaller.
 
@@ -72,7 +73,7 @@ class FewerFrames:
             chosen = chosen[places]
         if size != (height, width):
             chosen = np.stack([np.asarray(fromarray(one).resize(size[::-1])) for one in chosen])
-        return Clip(chosen, clip.fps * len(chosen) / frames)
+        return replace(clip, frames=chosen, fps=clip.fps * len(chosen) / frames)
 
     def _image(self, image: Image) -> Image:
         size = self._size(image.height, image.width)

@@ -94,14 +94,28 @@ def _wilson(share: float, n: float) -> tuple[float, float]:
     return float((centre - half) / scale), float((centre + half) / scale)
 
 
+def mean_interval(
+    values: Sequence[float], clusters: Sequence[str], resamples: int = 2000, seed: int = 0
+) -> tuple[float, float] | None:
+    """95% interval of a mean score: percentile bootstrap over clusters, None below 5 of them."""
+    names, member = np.unique(np.asarray(clusters), return_inverse=True)
+    if len(names) < _FEWEST_CLUSTERS:
+        return None
+    picked = _bootstrap(len(names), resamples, seed)
+    sums, sizes = np.bincount(member, np.asarray(values)), np.bincount(member)
+    low, high = np.percentile(picked @ sums / (picked @ sizes), [2.5, 97.5])
+    return float(low), float(high)
+
+
 def retention_interval(
-    ours: Sequence[bool],
-    full: Sequence[bool],
+    ours: Sequence[float],
+    full: Sequence[float],
     clusters: Sequence[str],
     resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[float | None, float | None, float | None]:
-    """Accuracy over the full cache's accuracy on the same questions, with a 95% interval.
+    """Accuracy over the full cache's accuracy on the same questions, with a 95% interval; of scores
+    of 0 or more likewise.
 
     Paired percentile bootstrap over clusters (videos), since questions about one video are not
     independent. Where all resamples agree, as they do when no answer changed, they tell nothing of

@@ -3,8 +3,8 @@
 import json
 import os
 import string
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ from purekv.evals.metrics import chosen_letter, exact_match
 
 @dataclass(frozen=True)
 class Turn:
-    """One question and its gold answer: the letter, where there are choices."""
+    """One question and its gold answer: the letter, where there are choices; empty if unknown."""
 
     question: str
     answer: str
     category: str
     choices: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+    """Answers as people gave them, where it is free text: also scored by CIDEr and ROUGE-L."""
 
     @property
     def prompt(self) -> str:
@@ -28,10 +30,10 @@ class Turn:
         return "\n".join([self.question, *lines])
 
     def accepts(self, prediction: str) -> bool:
-        """Whether the prediction is right: the same letter, or else the same words."""
+        """Whether the prediction is right: the same letter, or else the words of an answer."""
         if self.choices:
             return chosen_letter(prediction) == self.answer
-        return exact_match(prediction, self.answer)
+        return any(exact_match(prediction, gold) for gold in (self.answer, *self.references))
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Sample:
     videos: tuple[Path, ...]
     images: tuple[Path, ...]
     turns: tuple[Turn, ...]
+    history: tuple[Turn, ...] = ()
+    """Turns that the first prompt tells with their gold answers, and that are not asked."""
 
     @property
     def media(self) -> str:
@@ -55,12 +59,14 @@ class Sample:
 _LETTERS = string.ascii_uppercase
 
 
-def read_samples(path: str | Path, limit: int | None = None) -> list[Sample]:
+def read_samples(path: str | Path, limit: int | None = None, *, gold: bool = True) -> list[Sample]:
     """Read a data set in the project's format.
 
     Each line: `{"id", "video" | "videos" | "image" | "images", "turns": [{"question", "answer",
-    "choices"?, "category"?}], "category"?}`, media paths relative to the file. With choices, the
-    answer is a letter or the text of one.
+    "choices"?, "references"?, "category"?}], "history"?: [{"question", "answer"}], "category"?}`,
+    media paths relative to the file. With choices, the answer is a letter or the text of one;
+    references are answers to free-text questions, by several people. Without `gold`, answers are
+    neither needed nor read.
 
     Raises:
         PureKVError: the file is missing, a line is not such an object, or has another one's id.
@@ -78,11 +84,11 @@ def read_samples(path: str | Path, limit: int | None = None) -> list[Sample]:
                 break
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                sample = _sample(json.loads(text), path.parent)
+                sample = _sample(json.loads(text), path.parent, gold)
             except (ValueError, KeyError, TypeError) as error:
                 raise PureKVError(
                     f"{path}:{number} is not a sample ({error}); a line needs id, video, videos, "
-                    "image or images, and turns with question and answer"
+                    f"image or images, and turns with question{' and answer' if gold else ''}"
                 ) from error
             if sample.id in lines_of:
                 raise PureKVError(
@@ -94,7 +100,39 @@ def read_samples(path: str | Path, limit: int | None = None) -> list[Sample]:
     return samples
 
 
-def _sample(data: Any, folder: Path) -> Sample:
+def write_samples(path: str | Path, samples: Iterable[Sample]) -> None:
+    """The inverse of `read_samples`, in one piece; media paths relative to the file.
+
+    Raises:
+        PureKVError: another file is there.
+    """
+    path = Path(path)
+    text = "".join(json.dumps(_line(sample, path.parent)) + "\n" for sample in samples)
+    if path.exists():
+        if path.is_file() and path.read_bytes() == text.encode():
+            return
+        raise PureKVError(f"{path} exists; name another file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _line(sample: Sample, folder: Path) -> dict[str, Any]:
+    line: dict[str, Any] = {"id": sample.id}
+    for name, paths in (("video", sample.videos), ("image", sample.images)):
+        places = [os.path.relpath(path, folder) for path in paths]
+        if places:
+            line |= {name: places[0]} if len(places) == 1 else {f"{name}s": places}
+    if sample.history:
+        line["history"] = [{"question": t.question, "answer": t.answer} for t in sample.history]
+    line["turns"] = [
+        {name: value for name, value in asdict(turn).items() if value} for turn in sample.turns
+    ]
+    return line
+
+
+def _sample(data: Any, folder: Path, gold: bool) -> Sample:
     _check_object(data, "the line")
     if isinstance(data["id"], bool) or not isinstance(data["id"], str | int):
         raise ValueError(f"id must be text or a whole number, not {json.dumps(data['id'])}")
@@ -104,10 +142,14 @@ def _sample(data: Any, folder: Path) -> Sample:
     category = data.get("category", "all")
     if not isinstance(data["turns"], list):
         raise ValueError(f"turns must be a list, not {json.dumps(data['turns'])}")
-    turns = tuple(_turn(turn, category) for turn in data["turns"])
+    turns = tuple(_turn(turn, category, gold) for turn in data["turns"])
     if not turns:
         raise ValueError("no turns")
-    return Sample(str(data["id"]), videos, images, turns)
+    history = data.get("history", [])
+    if not isinstance(history, list):
+        raise ValueError(f"history must be a list, not {json.dumps(history)}")
+    told = tuple(_turn(turn, category, True) for turn in history)
+    return Sample(str(data["id"]), videos, images, turns, told)
 
 
 def _paths(data: Mapping[str, Any], kind: str, folder: Path) -> tuple[Path, ...]:
@@ -120,14 +162,20 @@ def _paths(data: Mapping[str, Any], kind: str, folder: Path) -> tuple[Path, ...]
     return tuple(Path(os.path.normpath(folder / name)) for name in _texts(names, several))
 
 
-def _turn(data: Any, category: Any) -> Turn:
+def _turn(data: Any, category: Any, gold: bool) -> Turn:
     _check_object(data, "a turn")
-    question, answer = _texts([data["question"], data["answer"]], "question and answer")
+    texts = [data["question"], data["answer"] if gold else ""]
+    question, answer = _texts(texts, "question and answer" if gold else "question")
     choices = _texts(data.get("choices") or [], "choices")
-    if choices:
+    if choices and not 2 <= len(choices) <= len(_LETTERS):
+        raise ValueError(f"{len(choices)} choices; use 2 to {len(_LETTERS)}")
+    if choices and gold:
         answer = _gold_letter(answer, choices)
+    references = _texts(data.get("references") or [], "references")
+    if choices and references:
+        raise ValueError("both choices and references; an answer is one of few or free text")
     (category,) = _texts([data.get("category", category)], "category")
-    return Turn(question, answer, category, choices)
+    return Turn(question, answer, category, choices, references)
 
 
 def _check_object(data: Any, name: str) -> None:
@@ -142,8 +190,6 @@ def _texts(values: Any, name: str) -> tuple[str, ...]:
 
 
 def _gold_letter(answer: str, choices: tuple[str, ...]) -> str:
-    if not 2 <= len(choices) <= len(_LETTERS):
-        raise ValueError(f"{len(choices)} choices; use 2 to {len(_LETTERS)}")
     letters = _LETTERS[: len(choices)]
     written = answer.strip(string.punctuation + string.whitespace).upper()
     if len(written) == 1 and written in letters:

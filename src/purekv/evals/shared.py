@@ -10,12 +10,13 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
 from purekv.allocation import Allocation, make_allocation
-from purekv.attach import Run, refuse_ragged_flash
+from purekv.attach import Run
 from purekv.budget import keep_counts
 from purekv.cache import EvictingLayer, make_evicting
 from purekv.config import PureKVConfig
 from purekv.errors import PureKVError
 from purekv.evals.positions import TextPositions, first_positions
+from purekv.fit import refuse_ragged_flash
 from purekv.layout import Layout
 from purekv.prefill import Prefill, Scoring
 from purekv.ragged import RaggedLayer, settle

@@ -6,16 +6,16 @@ for records in evaluate(model, processor, samples, configs, batch_size=8):
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from purekv.attach import Run, check_for_model
+from purekv.attach import Run
 from purekv.config import PureKVConfig
 from purekv.errors import PureKVError
 from purekv.evals.answering import (
@@ -31,8 +31,20 @@ from purekv.evals.frames import FewerFrames
 from purekv.evals.methods import Method, method_name
 from purekv.evals.samples import Sample
 from purekv.evals.shared import SharedPrefill
+from purekv.fit import check_for_model
 
 Item = TypeVar("Item")
+
+
+class Sized(Protocol):
+    @property
+    def pixels(self) -> int: ...
+
+    @property
+    def sound(self) -> str | None: ...
+
+
+Seen = TypeVar("Seen", bound=Sized)
 
 
 @dataclass(frozen=True)
@@ -61,10 +73,13 @@ class Record:
     """What decides with which other samples it is batched; None if it could not be read."""
     outcomes: tuple[Outcome, ...] = ()
     skipped: str | None = None
+    sound: str | None = None
+    """As `Media.sound`, which decides with whom it is batched, too."""
 
     def to_dict(self) -> dict[str, Any]:
         if self.skipped:
-            return {"id": self.id, "pixels": self.pixels, "skipped": self.skipped}
+            names = ("id", "pixels", "skipped", "sound")
+            return {name: getattr(self, name) for name in names}
         return asdict(self)
 
     @classmethod
@@ -96,10 +111,10 @@ def evaluate(
 ) -> Iterator[list[Record]]:
     """Ask every sample all its turns, with the full cache and with each config.
 
-    Samples are batched with others of as many pixels and turns; while the model works on a batch, a
-    thread reads the next one. Configs that evict after attention and let the first token feel it
-    share one prefill; each other one has its own. Yields the records of a batch when it is done,
-    and of a sample that cannot be read or asked as soon as that is known.
+    Samples are batched with others of as many pixels and turns, with sound or without; while the
+    model works on a batch, a thread reads the next one. Configs that evict after attention and let
+    the first token feel it share one prefill; each other one has its own. Yields the records of a
+    batch when it is done, and of a sample that cannot be read or asked as soon as that is known.
 
     Args:
         batch_size: samples prefilled together.
@@ -112,11 +127,9 @@ def evaluate(
         PureKVError: two samples share an id.
     """
     check_ids(samples)
-    if rows_at_once is None:
-        rows_at_once = 32 if model.device.type == "cpu" else 512
-    asking = _Asking(model, processor, configs, rows_at_once)
+    asking = Asking(model, processor, configs, rows_at_once)
     read = read or (lambda sample: read_media(processor, sample))
-    for group in _ahead(_groups(samples, batch_size, read, done or {})):
+    for group in _ahead(make_groups(samples, batch_size, read, done or {})):
         if isinstance(group, Record):
             yield [group]
         else:
@@ -124,39 +137,43 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class _Group:
-    """A batch that was read."""
+class Group(Generic[Seen]):
+    """A batch, and what is known of its media: they themselves, where the model is here."""
 
     samples: list[Sample]
-    media: list[Media]
+    media: list[Seen]
 
 
-def _groups(
-    samples: Iterable[Sample], size: int, read: Read, done: Mapping[str, Record]
-) -> Iterator[_Group | Record]:
-    """Up to `size` samples of as many pixels and turns: their prompts are about equally long."""
-    waiting: dict[Any, list[tuple[Sample, Media | None]]] = defaultdict(list)
+def make_groups(
+    samples: Iterable[Sample],
+    size: int,
+    read: Callable[[Sample], Seen],
+    done: Mapping[str, Record],
+) -> Iterator[Group[Seen] | Record]:
+    """Up to `size` samples of as many pixels and turns, all with sound or none: their prompts are
+    about equally long, and silence need not be made up for one of them."""
+    waiting: dict[Any, list[tuple[Sample, Seen | None]]] = defaultdict(list)
 
-    def whole(kind: Any) -> Iterator[_Group]:
+    def whole(kind: Any) -> Iterator[Group[Seen]]:
         group = waiting.pop(kind)
         members = [sample for sample, _ in group]
         if not all(sample.id in done for sample in members):
-            yield _Group(members, [media or read(sample) for sample, media in group])
+            yield Group(members, [media or read(sample) for sample, media in group])
 
     for sample in samples:
         record, media = done.get(sample.id), None
         if record is not None:
             if record.pixels is None:
                 continue
-            pixels = record.pixels
+            pixels, sound = record.pixels, record.sound
         else:
             try:
                 media = read(sample)
             except (PureKVError, OSError, ValueError) as error:
                 yield Record(sample.id, skipped=" ".join(str(error).split()))
                 continue
-            pixels = media.pixels
-        kind = (pixels, len(sample.turns))
+            pixels, sound = media.pixels, media.sound
+        kind = (pixels, sound, len(sample.turns))
         waiting[kind].append((sample, media))
         if len(waiting[kind]) == size:
             yield from whole(kind)
@@ -173,7 +190,7 @@ def _ahead(items: Iterator[Item]) -> Iterator[Item]:
             yield item
 
 
-class _Asking:
+class Asking:
     """A model and the configs that it is asked with."""
 
     def __init__(
@@ -181,8 +198,10 @@ class _Asking:
         model: PreTrainedModel,
         processor: ProcessorMixin,
         configs: Sequence[Method],
-        rows_at_once: int,
+        rows_at_once: int | None = None,
     ) -> None:
+        if rows_at_once is None:
+            rows_at_once = 32 if model.device.type == "cpu" else 512
         for config in configs:
             if isinstance(config, PureKVConfig):
                 check_for_model(config, model)
@@ -190,7 +209,7 @@ class _Asking:
         self.configs, self.rows_at_once = list(configs), rows_at_once
         self.shared = [number for number, config in enumerate(configs) if _shares_prefill(config)]
 
-    def ask(self, group: _Group) -> list[Record]:
+    def ask(self, group: Group[Media]) -> list[Record]:
         """Records of a batch; where it is refused, of its samples one by one."""
         try:
             batch = prepare_samples(self.model, self.processor, group.samples, group.media)
@@ -198,9 +217,10 @@ class _Asking:
         except (PureKVError, ValueError) as error:
             if len(group.samples) == 1:
                 reason = " ".join(str(error).split())
-                return [Record(group.samples[0].id, 0, group.media[0].pixels, skipped=reason)]
+                ((sample,), (media,)) = group.samples, group.media
+                return [Record(sample.id, 0, media.pixels, skipped=reason, sound=media.sound)]
         pairs = zip(group.samples, group.media, strict=True)
-        return [record for pair in pairs for record in self.ask(_Group([pair[0]], [pair[1]]))]
+        return [record for pair in pairs for record in self.ask(Group([pair[0]], [pair[1]]))]
 
     def _named(self, number: int) -> str:
         if number == 0:
@@ -208,7 +228,7 @@ class _Asking:
         config = self.configs[number - 1]
         return f"{method_name(config)} at budget {config.budget}"
 
-    def _ask(self, group: _Group, batch: Batch) -> list[Record]:
+    def _ask(self, group: Group[Media], batch: Batch) -> list[Record]:
         size = len(group.samples)
         outcomes: list[dict[int, Outcome]] = [{} for _ in range(size)]  # of each sample; 0: full
         full: list[Row] = []
@@ -251,6 +271,7 @@ class _Asking:
                 visual_tokens[k],
                 group.media[k].pixels,
                 tuple(found for _, found in sorted(outcomes[k].items())),
+                sound=group.media[k].sound,
             )
             for k, sample in enumerate(group.samples)
         ]

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from purekv.evals.methods import Method, method_name
-from purekv.evals.metrics import accuracy_interval, mcnemar, retention_interval
+from purekv.evals.metrics import accuracy_interval, mcnemar, mean_interval, retention_interval
 from purekv.evals.samples import Sample
 from purekv.evals.suite import Record
+from purekv.evals.text_metrics import text_scores
 
 FULL = "full"
 
@@ -41,17 +42,20 @@ def summarise(
     answers clustered by media, `retention` the accuracy over the full cache's with a bootstrap over
     media (no interval, None, where those are too few), `mcnemar_p` an exact paired test against the
     full cache, `kl` and `agreement` compare the next-token distributions along the gold answers
-    with the full cache's.
+    with the full cache's. Where turns have references, `cider` and `rouge_l` are over those.
 
     Args:
         seed: of the bootstrap.
     """
     asked = [(s, records[s.id]) for s in samples if s.id in records and not records[s.id].skipped]
     clusters = media_clusters([sample for sample, _ in asked])
-    return [
+    rows = [
         _row(asked, clusters, number, config, seed)
         for number, config in enumerate([None, *configs])
     ]
+    for row, scores in zip(rows, _free_text(asked, clusters, len(rows), seed), strict=False):
+        row |= scores
+    return rows
 
 
 def media_clusters(samples: Sequence[Sample]) -> list[str]:
@@ -130,6 +134,46 @@ def _row(
             parts[key(answer)].append(answer)
         row[f"by_{name}"] = {value: _part(part, seed) for value, part in sorted(parts.items())}
     return row
+
+
+def _free_text(
+    asked: Sequence[tuple[Sample, Record]], clusters: Sequence[str], count: int, seed: int
+) -> list[dict[str, Any]]:
+    """Of each method, metrics of the answers that have references; nothing if none has."""
+    places = [
+        (number, turn)
+        for number, (sample, _) in enumerate(asked)
+        for turn, one in enumerate(sample.turns)
+        if one.references
+    ]
+    if not places:
+        return []
+    references = [asked[number][0].turns[turn].references for number, turn in places]
+    owners = [clusters[number] for number, _ in places]
+    scores = [
+        text_scores(
+            [asked[number][1].outcomes[method].answers[turn] for number, turn in places], references
+        )
+        for method in range(count)
+    ]
+    return [
+        {name: _scored(values, scores[0][name], owners, seed) for name, values in ours.items()}
+        for ours in scores
+    ]
+
+
+def _scored(
+    ours: Sequence[float], full: Sequence[float], clusters: Sequence[str], seed: int
+) -> dict[str, Any]:
+    retention, low, high = retention_interval(ours, full, clusters, seed=seed)
+    bounds = mean_interval(ours, clusters, seed=seed)
+    return {
+        "n": len(ours),
+        "score": _mean(ours),
+        "ci95": None if bounds is None else list(bounds),
+        "retention": retention,
+        "retention_ci95": None if low is None else [low, high],
+    }
 
 
 def _part(answers: Sequence[_Answer], seed: int) -> dict[str, Any]:

@@ -42,6 +42,8 @@ FAMILIES: dict[str, Family] = {name: family for family in _FAMILIES for name in 
 
 PARTS = {"qwen2_5_omni": "give PureKV the part that reads: PureKV(config)(model.thinker)"}
 """What to do about models of which one part is served."""
+READERS = {"qwen2_5_omni": "thinker_config"}
+"""Which config of such a model is that part's; its weights load from the whole checkpoint."""
 
 
 def for_config(config: Any) -> Family:

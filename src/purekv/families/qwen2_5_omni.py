@@ -14,8 +14,11 @@ class Qwen25Omni(GridFamily):
     model_types = ("qwen2_5_omni_thinker",)
     checkpoints = ("Qwen/Qwen2.5-Omni-3B", "Qwen/Qwen2.5-Omni-7B")
     modalities = ("image", "video", "audio")
-    tested_on = ("tiny random models: image, images, video, mixed, audio; sdpa, eager",)
-    limits = "of the whole model, give PureKV its thinker; sound is evictable like pixels"
+    tested_on = (
+        "tiny random models: image, images, video, mixed, audio; sdpa, eager",
+        "purekv eval: sound woven into videos",
+    )
+    limits = "from Python, give PureKV the thinker of a whole model; sound is evictable like pixels"
     pixel_arguments = ("pixel_values", "pixel_values_videos", "input_features")
 
     def multimodal_model(self, model: nn.Module) -> nn.Module:

@@ -4,12 +4,13 @@ models."""
 from purekv.media.audio import read_audio
 from purekv.media.files import check_file
 from purekv.media.image import read_image
-from purekv.media.video import Clip, Progress, read_frames, read_video
+from purekv.media.video import Clip, Progress, check_sampling, read_frames, read_video
 
 __all__ = [
     "Clip",
     "Progress",
     "check_file",
+    "check_sampling",
     "read_audio",
     "read_frames",
     "read_image",

@@ -34,11 +34,13 @@ class Clip:
     frames: uint8 [num_frames, height, width, 3], RGB.
     fps: sampled frames per second of video, at most the file's own rate.
     wave: its sound as `read_audio` makes it, if it was asked for and there is any.
+    has_sound: whether the file has a sound track.
     """
 
     frames: np.ndarray
     fps: float
     wave: np.ndarray | None = None
+    has_sound: bool = False
 
     @property
     def metadata(self) -> VideoMetadata:
@@ -83,10 +85,11 @@ def read_video(
     """
     path = Path(path)
     check_file(path, "video")
-    _check_settings(fps, max_frames, start, end)
+    check_sampling(fps, max_frames, start, end)
     try:
         with av.open(str(path)) as container:
             stream = _video_stream(container, path)
+            has_sound = bool(container.streams.audio)
             span = _Span.of(container, stream, start, end, path)
             times, rate = _sample_times(span, fps, min_frames, max_frames, multiple_of)
             frames = []
@@ -99,7 +102,7 @@ def read_video(
             f"not a video that can be decoded: {path} ({error.strerror}); "
             "re-encode it, e.g. as H.264 mp4"
         ) from error
-    return Clip(np.stack(frames), rate)
+    return Clip(np.stack(frames), rate, has_sound=has_sound)
 
 
 def read_frames(path: str | Path, choose: Callable[[int], Sequence[int]]) -> np.ndarray:
@@ -129,7 +132,10 @@ def read_frames(path: str | Path, choose: Callable[[int], Sequence[int]]) -> np.
     return np.stack(frames)
 
 
-def _check_settings(fps: float, max_frames: int, start: float, end: float | None) -> None:
+def check_sampling(
+    fps: float, max_frames: int, start: float = 0.0, end: float | None = None
+) -> None:
+    """Raise PureKVError for what makes no sense whatever the video."""
     if not (math.isfinite(fps) and fps > 0):
         raise PureKVError(f"fps={fps:g}; it must be above 0, e.g. 2")
     if max_frames < 1:

@@ -20,6 +20,8 @@ from purekv.errors import PureKVError
 
 from .questions import Turn, categories, conversation, possible
 from .scene import LEVEL, LEVELS, TOKEN, Scene, check_geometry, make_pages, make_scene
+from .sound_questions import SOUND_CATEGORIES, sound_conversation
+from .soundtrack import RATE, SHORTEST, Soundtrack, make_soundtrack, wave
 
 FRAMES_PER_SECOND = 2
 QUANTISER = 14  # visually lossless: a codec's noise is no part of the question
@@ -28,6 +30,7 @@ FIRST_SEED = 1_000_000
 CHECKSUMS = "SHA256SUMS.json"
 _OURS = re.compile(r"data\.jsonl|videos/[^/]+\.mp4|images/[^/]+\.png")
 MEDIA = ("video", "videos", "image", "images", "page")
+_SOUND_FRAME = 4096  # samples that ALAC packs together
 MAX_COUNT = 16  # videos, images or pages of one prompt
 
 Progress = Callable[[int, int], None]
@@ -108,6 +111,7 @@ class Drawn:
     geometry: Geometry
     scenes: tuple[Scene, ...]
     turns: list[Turn]
+    soundtrack: Soundtrack | None = None
 
 
 def draw(seed: int, index: int, geometry: Geometry, level: str = LEVEL) -> tuple[Scene, ...]:
@@ -125,13 +129,15 @@ def samples(
     level: str = LEVEL,
     turns: Sequence[float] = (0.5, 0.3, 0.2),
     choices: float = 0.1,
+    audio: bool = False,
 ) -> Iterator[Drawn]:
     """`n` samples; first questions go round the categories in turn.
 
     turns: shares of the samples with one, two and three questions, each of another category.
     choices: share of the questions that are multiple choice.
+    audio: videos have a soundtrack, which all questions need.
     """
-    asked_of = categories(geometry.media, geometry.frames)
+    asked_of = SOUND_CATEGORIES if audio else categories(geometry.media, geometry.frames)
     kinds = [kind for kind in asked_of if possible(kind, geometry.frames, level)]
     shares = np.cumsum(turns) / np.sum(turns)
     key = FIRST_SEED + seed
@@ -147,9 +153,14 @@ def samples(
             wanted = [kinds[done % len(kinds)], *later]
             if geometry.media == "page":
                 wanted = ["page"] * many
-            asked = conversation(scenes, rng, wanted, level, choices)
+            track = make_soundtrack(key, index, scenes[0], level) if audio else None
+            asked = (
+                sound_conversation(scenes[0], track, rng, wanted, choices)
+                if track
+                else conversation(scenes, rng, wanted, level, choices)
+            )
             if asked is not None:
-                yield Drawn(geometry, scenes, asked)
+                yield Drawn(geometry, scenes, asked, track)
                 break
 
 
@@ -160,12 +171,17 @@ def suite(
     level: str = LEVEL,
     turns: Sequence[float] = (0.5, 0.3, 0.2),
     choices: float = 0.1,
+    audio: bool = False,
 ) -> Iterator[Drawn]:
-    """`n` samples over the geometries of `SUITES[name]`."""
-    parts = SUITES[name]
-    bounds = [round(n * sum(share for _, share in parts[:k])) for k in range(len(parts) + 1)]
+    """`n` samples over the geometries of `SUITES[name]`; with audio, over those of one video."""
+    parts = [part for part in SUITES[name] if not audio or part[0].media == "video"]
+    total = sum(share for _, share in parts)
+    bounds = [
+        round(n * sum(share for _, share in parts[:k]) / total) for k in range(len(parts) + 1)
+    ]
     for k, (geometry, _) in enumerate(parts):
-        yield from samples(bounds[k + 1] - bounds[k], seed + k, geometry, level, turns, choices)
+        many = bounds[k + 1] - bounds[k]
+        yield from samples(many, seed + k, geometry, level, turns, choices, audio)
 
 
 def write_dataset(
@@ -178,6 +194,7 @@ def write_dataset(
     turns: Sequence[float] = (0.5, 0.3, 0.2),
     choices: float = 0.1,
     progress: Progress | None = None,
+    audio: bool = False,
 ) -> Path:
     """Writes `n` samples below `directory` and returns the path of its `data.jsonl`.
 
@@ -189,7 +206,7 @@ def write_dataset(
     tokens: name of one of `SUITES`, about that many visual tokens a prompt.
     geometry: of all samples, instead of a suite's.
     level: name of one of `LEVELS`.
-    turns, choices: see `samples`.
+    turns, choices, audio: see `samples`.
 
     Raises:
         PureKVError: an argument is out of range, or files of others or changed ones are in the way.
@@ -202,19 +219,23 @@ def write_dataset(
         raise PureKVError(f"level={level!r}: use one of {', '.join(LEVELS)}")
     if geometry is None and tokens not in SUITES:
         raise PureKVError(f"tokens={tokens!r}: use one of {', '.join(SUITES)}")
+    if audio and geometry is not None:
+        _check_sound(geometry)
     directory = Path(directory)
     made: dict[str, object] = {
         "n": n, "seed": seed, "tokens": None if geometry else tokens, "geometry": repr(geometry),
         "level": level, "turns": list(turns), "choices": choices, "recipe": 4,
     }  # fmt: skip
+    if audio:
+        made["audio"] = True
     if is_complete(directory, made):
         _remove_half_drawn(directory)
         return directory / "data.jsonl"
     _refuse_other_files(directory, seed)
     drawn = (
-        samples(n, seed, geometry, level, turns, choices)
+        samples(n, seed, geometry, level, turns, choices, audio)
         if geometry
-        else suite(tokens, n, seed, level, turns, choices)
+        else suite(tokens, n, seed, level, turns, choices, audio)
     )
     from .render import Renderer, pack  # imports torch
 
@@ -236,6 +257,14 @@ def write_dataset(
     return directory / "data.jsonl"
 
 
+def _check_sound(geometry: Geometry) -> None:
+    if geometry.media != "video" or geometry.frames < 2 * SHORTEST:
+        raise PureKVError(
+            f"sound is of one video of {2 * SHORTEST} frames or more, not of {geometry.count} "
+            f"{geometry.media} of {geometry.frames}"
+        )
+
+
 def _write_sample(
     directory: Path, stem: str, sample: Drawn, pixels: np.ndarray
 ) -> dict[str, object]:
@@ -247,7 +276,11 @@ def _write_sample(
     for k, one in enumerate(pixels):
         part = f"-{k}" if len(pixels) > 1 else ""
         names.append(f"{folder}/{stem}{part}.{suffix}")
-        (write_video if is_video else write_image)(directory / names[-1], one)
+        if is_video:
+            sound = None if sample.soundtrack is None else wave(sample.soundtrack)
+            write_video(directory / names[-1], one, wave=sound)
+        else:
+            write_image(directory / names[-1], one)
     asked: list[dict[str, object]] = []
     for turn in sample.turns:
         asked.append({"question": turn.question, "answer": turn.answer, "category": turn.category})
@@ -364,9 +397,13 @@ def write_image(path: Path, pixels: np.ndarray) -> None:
 
 
 def write_video(
-    path: Path, pixels: np.ndarray, rate: int = FRAMES_PER_SECOND, quantiser: int = QUANTISER
+    path: Path,
+    pixels: np.ndarray,
+    rate: int = FRAMES_PER_SECOND,
+    quantiser: int = QUANTISER,
+    wave: np.ndarray | None = None,
 ) -> None:
-    """pixels: uint8 [F, H, W, 3].
+    """pixels: uint8 [F, H, W, 3]; wave: int16 [samples] at `soundtrack.RATE`, kept as it is (ALAC).
 
     One thread, a constant quantiser, no B frames and colour conversion of our own, so that the
     bytes repeat: x264's rate control works in floating point and its other habits depend on time.
@@ -383,9 +420,18 @@ def write_video(
             "qp": str(quantiser), "preset": "medium", "threads": "1",
             "x264-params": "bframes=0:mbtree=0:weightp=0:scenecut=0",
         }  # fmt: skip
+        sound = None if wave is None else container.add_stream("alac", rate=RATE, layout="mono")
         for planes in rgb_to_planes(pixels):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
         container.mux(stream.encode())
+        if wave is not None and sound is not None:
+            for start in range(0, len(wave), _SOUND_FRAME):
+                part = av.AudioFrame.from_ndarray(
+                    wave[None, start : start + _SOUND_FRAME], format="s16p", layout="mono"
+                )
+                part.sample_rate, part.pts = RATE, start
+                container.mux(sound.encode(part))
+            container.mux(sound.encode())
 
 
 def _sha256(path: Path) -> str:

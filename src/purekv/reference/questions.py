@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -216,15 +216,23 @@ def _page(scenes: Sequence[Scene], rng: np.random.Generator) -> Turn:
     return Turn("page", f"What is written after {label}?", entries[label])
 
 
-def with_choices(turn: Turn, rng: np.random.Generator) -> Turn:
-    """The same as multiple choice, with three wrong answers of the same form."""
+def with_choices(
+    turn: Turn,
+    rng: np.random.Generator,
+    distract: Callable[[Turn, np.random.Generator], str] | None = None,
+) -> Turn:
+    """The same as multiple choice, with three wrong answers of the same form.
+
+    distract: draws an answer of the turn's form (default: that of the categories here).
+    """
+    distract = distract or _distract
     wrong: list[str] = []
     parts = turn.answer.split(", ")
     if turn.category == "order" and len(parts) == 2:  # or the names asked about would tell
         wrong.append(", ".join(reversed(parts)))
     tries = 0
     while len(wrong) < 3:
-        other = _distract(turn, rng)
+        other = distract(turn, rng)
         tries += 1
         # They begin differently where they can: a letter is said before the rest is thought of.
         openings = {_opening(text) for text in (turn.answer, *wrong)}

@@ -26,7 +26,10 @@ class VideoLLaMA2(Family):
     pixel_arguments = tuple(MEDIA)
     modalities = ("image", "video", "audio")
     attention = ("sdpa", "eager")
-    tested_on = ("small random checkpoints of the released format: image, video, audio",)
+    tested_on = (
+        "small random checkpoints of the released format: image, video, audio",
+        "purekv eval: videos with sound",
+    )
     limits = "loaded by `purekv.families.videollama2.load`; a frame of the grid mixes two"
 
     def multimodal_model(self, model: nn.Module) -> nn.Module:

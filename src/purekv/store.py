@@ -1,81 +1,103 @@
-"""An evaluation's folder: what was asked, each sample's outcome, the table. Killed runs go on.
+"""A run's folder: what was asked, a record a line, the results. Killed runs go on.
 
 - `run.json`: the settings; a run that goes on must have the same.
-- `samples.jsonl`: a record a line, written batch by batch; in the data's order at the end.
-- `results.json`: the rows, the same bytes whether the run was broken off or not.
-- `timing.json`: seconds and tokens a second, which differ from run to run.
+- the log, e.g. `samples.jsonl`: records as they come; in the data's order at the end.
+- what the verb makes of them, such as `results.json`.
+
+At the end these are the same bytes whether the run was broken off or not.
 """
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from purekv.errors import PureKVError
-from purekv.evals.suite import Record
 
-_RUN, _SAMPLES = "run.json", "samples.jsonl"
+_RUN = "run.json"
 
 
-class Store:
+class Record(Protocol):
+    """What became of one sample."""
+
+    @property
+    def id(self) -> str: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+Kind = TypeVar("Kind", bound=Record)
+
+
+class Store(Generic[Kind]):
     """Opened for one run. The folder is left empty until there is a record: a start that fails
     does not block it.
 
     Args:
         settings: whatever the records depend on, plain JSON types.
         resume: go on with the records that are there.
+        log: the records' file.
+        parse: the inverse of a record's `to_dict`.
 
     Raises:
         PureKVError: the folder holds another run, or one that was not to be resumed.
     """
 
-    def __init__(self, directory: Path, settings: dict[str, Any], resume: bool) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        settings: dict[str, Any],
+        resume: bool,
+        *,
+        log: str,
+        parse: Callable[[Mapping[str, Any]], Kind],
+    ) -> None:
         self.directory = directory
-        self.records: dict[str, Record] = {}
+        self.log = directory / log
+        self.records: dict[str, Kind] = {}
         self._settings = settings
         before = _read_json(directory / _RUN)
         if before is not None and not resume:
             raise PureKVError(
-                f"{directory} holds an evaluation; add --resume to go on with it, or name another "
-                "folder with --out"
+                f"{directory} holds a run; add --resume to go on with it, or name another folder "
+                "with --out"
             )
         if before is not None and before != settings:
             changed = [k for k in {**before, **settings} if before.get(k) != settings.get(k)]
             raise PureKVError(
-                f"{directory} holds an evaluation with another {', '.join(sorted(changed))}; "
+                f"{directory} holds a run with another {', '.join(sorted(changed))}; "
                 "repeat its settings to resume it, or name another folder with --out"
             )
         directory.mkdir(parents=True, exist_ok=True)
         self._begun = before is not None
         if self._begun:
-            self._load()
+            self._load(parse)
 
-    def _load(self) -> None:
+    def _load(self, parse: Callable[[Mapping[str, Any]], Kind]) -> None:
         """Read what is whole; a line that was cut off by the end of the run is dropped."""
-        path = self.directory / _SAMPLES
-        if not path.exists():
+        if not self.log.exists():
             return
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        for line in self.log.read_text(encoding="utf-8").splitlines(keepends=True):
             try:
-                record = Record.from_dict(json.loads(line))
+                record = parse(json.loads(line))
             except (ValueError, TypeError):
                 break
             if not line.endswith("\n"):
                 break
             self.records[record.id] = record
             kept.append(line)
-        _replace(path, "".join(kept))
+        _replace(self.log, "".join(kept))
 
-    def add(self, records: Iterable[Record]) -> None:
+    def add(self, records: Iterable[Kind]) -> None:
         """Keep the records of a batch, whatever happens next."""
         records = list(records)
         if not self._begun:
-            (self.directory / _SAMPLES).unlink(missing_ok=True)
+            self.log.unlink(missing_ok=True)
             self.write(_RUN, self._settings)
             self._begun = True
-        with (self.directory / _SAMPLES).open("a", encoding="utf-8") as file:
+        with self.log.open("a", encoding="utf-8") as file:
             file.write("".join(_line(record) for record in records))
             file.flush()
             os.fsync(file.fileno())
@@ -85,7 +107,7 @@ class Store:
         """Put the records in this order."""
         self.records = {name: self.records[name] for name in ids if name in self.records}
         lines = [_line(record) for record in self.records.values()]
-        _replace(self.directory / _SAMPLES, "".join(lines))
+        _replace(self.log, "".join(lines))
 
     def write(self, name: str, data: Any) -> None:
         _replace(self.directory / name, json.dumps(data, indent=1) + "\n")
@@ -96,9 +118,12 @@ def _line(record: Record) -> str:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write in one piece."""
+    """Write in one piece: even if the machine stops, the old bytes or the new ones are there."""
     temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 
