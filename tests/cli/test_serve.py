@@ -2,16 +2,21 @@
 
 import json
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from purekv.cli import main
 from purekv.cli import serve as verb
+from purekv.serving.counters import FOLDER
 
 
 @pytest.fixture
-def executed(monkeypatch) -> list[list[str]]:
+def executed(monkeypatch, tmp_path) -> list[list[str]]:
     commands: list[list[str]] = []
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "environ", {})
     monkeypatch.setattr(os, "execv", lambda path, command: commands.append(command))
     monkeypatch.setattr(verb, "find_spec", lambda name: object())
     return commands
@@ -27,6 +32,14 @@ def test_own_options_become_settings_and_others_pass(executed):
     assert settings["source_layers"] == [1, 3]
     assert command[-2:] == ["--port", "8001"]
     assert command[command.index("--model") + 1] == "MODEL"
+    assert not list(Path(os.environ[FOLDER]).iterdir())
+
+
+def test_a_folder_for_counters_that_the_user_named_is_used(executed):
+    os.environ[FOLDER] = "mine"
+    with pytest.raises(SystemExit):
+        main(["serve", "MODEL"])
+    assert os.environ[FOLDER] == "mine"
 
 
 @pytest.mark.parametrize(

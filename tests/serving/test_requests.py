@@ -151,3 +151,22 @@ def test_every_row_is_recognised_and_no_block_is_shared_or_lost(steps):
 
 def test_padding_rows_belong_to_nobody():
     assert Requests().at(0) is None
+
+
+def test_tags_between_the_parts_of_an_image_are_text():
+    runs = [(4, 8), (11, 11)]  # first and last, as vLLM has them
+    image = SimpleNamespace(mm_position=SimpleNamespace(extract_embeds_range=lambda: runs))
+    new = SimpleNamespace(
+        req_id="r", prompt_token_ids=[0] * 20, mm_features=[image], block_ids=([3],)
+    )
+    cached = SimpleNamespace(req_ids=[], resumed_req_ids=set(), new_block_ids=[])
+    requests = Requests()
+    requests.update(
+        SimpleNamespace(
+            finished_req_ids=set(), scheduled_new_reqs=[new], scheduled_cached_reqs=cached
+        )
+    )
+    request = requests.at(3)
+    assert request is not None
+    assert request.spans == ((4, 5), (11, 1))
+    assert request.tail == 12

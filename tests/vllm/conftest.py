@@ -1,7 +1,6 @@
 """A tiny random Qwen2, and engines that serve it."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from tests.processes import run
+
 BLOCK_SIZE = 32
+PROCESS = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+"""Environment of each process: one thread, on whichever core is free."""
+
 SETTINGS: dict[str, Any] = {"budget": 0.2, "min_tokens": 64, "window": 16}
 
 
@@ -46,8 +50,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Engines:
-    def __init__(self, checkpoint: Path, folder: Path) -> None:
-        self.checkpoint, self._folder, self._runs = checkpoint, folder, 0
+    def __init__(self, checkpoint: Path, folder: Path, timeout: float = 280) -> None:
+        self.checkpoint, self._folder, self._timeout = checkpoint, folder, timeout
+        self._runs = 0
 
     def run(
         self,
@@ -95,14 +100,8 @@ class Engines:
         source = self._folder / f"asked-{self._runs}.json"
         source.write_text(json.dumps(asked))
         target = self._folder / f"result-{self._runs}.json"
-        return subprocess.run(
-            [sys.executable, Path(__file__).with_name("engine.py"), source, target],
-            capture_output=True,
-            text=True,
-            timeout=280,
-            check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        command = [sys.executable, Path(__file__).with_name("engine.py"), source, target]
+        return run(command, timeout=self._timeout, env=PROCESS)
 
 
 @pytest.fixture(scope="session")

@@ -23,38 +23,58 @@ class Reference:
         window: int,
         sources: tuple[int, ...],
         block_size: int,
+        visual: tuple[int, ...] = (),
     ) -> None:
         self._model, self._scorer, self._room = model, scorer, room
         self._sinks, self._window, self._sources = sinks, window, sources
-        self._block_size = block_size
+        self._block_size, self._visual = block_size, visual
 
     @torch.inference_mode()
-    def answer(self, prompt: list[int], new_tokens: int) -> list[int]:
-        """Greedy tokens behind the prompt."""
-        cache = DynamicCache()
+    def answer(self, prompt: list[int], new_tokens: int, **media: Tensor) -> list[int]:
+        """Greedy tokens behind the prompt, which has a token for each part of its media."""
+        cache, base = DynamicCache(), self._model.base_model
+        base.rope_deltas = None  # models with images have those of the last prompt
         output = self._model(
-            torch.tensor([prompt]), past_key_values=cache, output_attentions=True, use_cache=True
+            torch.tensor([prompt]),
+            past_key_values=cache,
+            output_attentions=True,
+            use_cache=True,
+            **media,
         )
         hole = self._room.hole(len(prompt), self._block_size)
         if hole is not None:
-            self._evict(cache, output.attentions, hole.kept)
+            self._evict(cache, output.attentions, hole.kept, prompt)
         tokens = [int(output.logits[0, -1].argmax())]
+        behind = len(prompt) + (0 if base.rope_deltas is None else int(base.rope_deltas))
         while len(tokens) < new_tokens:
-            position = torch.tensor([[len(prompt) + len(tokens) - 1]])
+            position = torch.tensor([[behind + len(tokens) - 1]])
             output = self._model(
                 torch.tensor([tokens[-1:]]), past_key_values=cache, position_ids=position
             )
             tokens.append(int(output.logits[0, -1].argmax()))
         return tokens
 
-    def _evict(self, cache: DynamicCache, attentions: tuple[Tensor, ...], kept: int) -> None:
+    def _ends(self, prompt: list[int], kept: int) -> tuple[list[int], int]:
+        """Positions that stay whatever their scores, and the first one that observes."""
+        visual = [place for place, token in enumerate(prompt) if token in self._visual]
+        text = [place for place, token in enumerate(prompt) if token not in self._visual]
+        window = len(prompt) - self._window
+        observing = visual[-1] + 1 if visual else window
+        if visual and len(text) < kept:
+            return text, observing
+        return [*range(self._sinks), *range(window, len(prompt))], observing
+
+    def _evict(
+        self, cache: DynamicCache, attentions: tuple[Tensor, ...], kept: int, prompt: list[int]
+    ) -> None:
+        stay, observing = self._ends(prompt, kept)
         observed = None
         for idx, layer in enumerate(cache.layers):
-            rows = attentions[idx][0, :, -self._window :].float()  # [Hq, W, N]
+            rows = attentions[idx][0, :, observing:].float()  # [Hq, W, N]
             if idx < self._sources[0] or idx in self._sources:
                 observed = rows.mean((0, 1))
             scores = self._score(rows, observed, layer.keys[0], layer.values[0])
-            scores[:, : self._sinks] = scores[:, -self._window :] = torch.inf
+            scores[:, stay] = torch.inf
             best = scores.sort(descending=True, stable=True).indices  # of equals, the earlier
             index = best[:, :kept].sort().values[..., None]  # [Hkv, B, 1]
             index = index.expand(-1, -1, layer.keys.shape[-1])

@@ -1,23 +1,26 @@
 """`purekv serve` over HTTP, on two tensor-parallel workers."""
 
+import base64
 import json
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.vllm.conftest import BLOCK_SIZE
+from tests.vllm.conftest import BLOCK_SIZE, PROCESS, SETTINGS
+from tests.vllm.idefics3 import IMAGE, answers, draw, write_idefics3
 from tests.vllm.prompts import random_prompts
-from tests.vllm.test_identity import reference
+from tests.vllm.test_identity import freed_by, reference
 
 pytestmark = pytest.mark.vllm
 
@@ -30,40 +33,86 @@ ENGINE = {
     "--max-model-len": "1024",
     "--max-num-batched-tokens": "256",
     "--tensor-parallel-size": "2",
+    "--served-model-name": "tiny",
     "--host": "127.0.0.1",
 }
+
+GREEDY = {"temperature": 0, "ignore_eos": True, "return_token_ids": True}
+
+MALFORMED: list[tuple[bytes, int]] = [
+    (b"", 400),
+    (b'{"prompt": [1, 2', 400),
+    (b"[]", 400),
+    (b"\xff\xfe", 400),
+    (b"{}", 400),
+    (b'{"prompt": {}}', 400),
+    (b'{"prompt": []}', 400),
+    (b'{"prompt": [1], "max_tokens": -1}', 400),
+    (b'{"prompt": [1], "max_tokens": "many"}', 400),
+    (b'{"prompt": [1], "temperature": -2}', 400),
+    (b'{"prompt": [1], "n": 0}', 400),
+    (b'{"prompt": [-5]}', 400),
+    (b'{"prompt": [99999]}', 400),
+    (b'{"prompt": [1], "model": "another"}', 404),
+    (json.dumps({"prompt": [1] * 5000}).encode(), 400),
+    (json.dumps({"prompt": [1] * 1024}).encode(), 400),  # no place for an answer
+    (json.dumps({"prompt": "t1 " * 200_000}).encode(), 400),
+]
 
 
 class Server:
     def __init__(self, process: "subprocess.Popen[bytes]", port: int) -> None:
         self.process, self.port = process, port
 
-    def ask(self, **body: Any) -> dict[str, Any]:
+    def kill(self) -> None:
+        """Server, engine and workers at once, without a chance to tidy up."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def post(self, body: bytes, path: str = "completions") -> Any:
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/v1/completions",
-            json.dumps(
-                {"temperature": 0, "ignore_eos": True, "return_token_ids": True} | body
-            ).encode(),
-            {"Content-Type": "application/json"},
+            f"http://127.0.0.1:{self.port}/v1/{path}", body, {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=60) as response:
             return json.load(response)
 
     def answer(self, prompt: list[int], tokens: int) -> list[int]:
-        return self.ask(prompt=prompt, max_tokens=tokens)["choices"][0]["token_ids"]
+        body = {"prompt": prompt, "max_tokens": tokens, **GREEDY}
+        return self.post(json.dumps(body).encode())["choices"][0]["token_ids"]
+
+    def chat(self, image: Path, question: str, tokens: int) -> tuple[list[int], list[int]]:
+        """Tokens of the prompt and of the answer."""
+        url = f"data:image/png;base64,{base64.b64encode(image.read_bytes()).decode()}"
+        parts = [
+            {"type": "image_url", "image_url": {"url": url}},
+            {"type": "text", "text": question},
+        ]
+        body = {"messages": [{"role": "user", "content": parts}], "max_tokens": tokens, **GREEDY}
+        reply = self.post(json.dumps(body).encode(), "chat/completions")
+        return reply["prompt_token_ids"], reply["choices"][0]["token_ids"]
 
     def metric(self, name: str) -> float:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as page:
             lines = page.read().decode().splitlines()
         return next(float(one.split()[-1]) for one in lines if one.startswith(name))
 
-    def hang_up(self, prompt: list[int]) -> None:
-        """Ask for a long answer and go."""
+    def hang_up(self, prompt: list[int], pieces: int) -> None:
+        """Ask for a long answer and go once so many pieces of it have come."""
         body = json.dumps({"prompt": prompt, "max_tokens": 600, "stream": True}).encode()
         head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
-        with socket.create_connection(("127.0.0.1", self.port)) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=60) as connection:
             connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
-            connection.recv(64)
+            received = b""
+            while received.count(b"data:") < pieces:
+                received += connection.recv(4096)
+
+    def settle(self) -> None:
+        """Wait until no request holds a block."""
+        deadline = time.monotonic() + 30
+        while self.metric("vllm:kv_cache_usage_perc") > 0 and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert self.metric("vllm:kv_cache_usage_perc") == 0
+        assert self.metric("vllm:num_requests_running") == 0
 
 
 @contextmanager
@@ -72,49 +121,68 @@ def serving(checkpoint: Path, log: Path) -> Iterator[Server]:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
     options = [word for pair in ENGINE.items() for word in pair]
+    purekv = Path(sys.executable).with_name("purekv")
+    command = [purekv, "serve", checkpoint, *PURE, *options, "--port", str(port)]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            ["purekv", "serve", checkpoint, *PURE, *options, "--port", str(port)],
+            command,
             stdout=output,
             stderr=output,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
+            env={**os.environ, **PROCESS},
             start_new_session=True,
         )
-        try:
-            deadline = time.monotonic() + 200
-            while True:
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
-                    break
-                except OSError:
-                    alive = process.poll() is None and time.monotonic() < deadline
-                    assert alive, log.read_text()[-4000:]
-                    time.sleep(0.5)
-            yield Server(process, port)
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
+    server = Server(process, port)
+    try:
+        deadline = time.monotonic() + 240
+        while True:
             try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+                break
+            except OSError:
+                alive = process.poll() is None and time.monotonic() < deadline
+                assert alive, log.read_text()[-4000:]
+                time.sleep(0.5)
+        yield server
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+    finally:
+        server.kill()
+        process.wait()
 
 
 def test_the_server_answers_survives_bad_requests_and_comes_back(checkpoint: Path, tmp_path: Path):
-    prompts = random_prompts([300, 40, 515])
+    lengths = [300, 40, 515]
+    prompts = random_prompts(lengths)
     model = reference(checkpoint, "clie")
     expected = [model.answer(prompt, 16) for prompt in prompts]
     with serving(checkpoint, tmp_path / "first.log") as server:
         assert [server.answer(prompt, 16) for prompt in prompts] == expected
-        for bad in ({"prompt": [1] * 5000}, {"prompt": [1], "max_tokens": -1}, {"prompt": {}}):
+        assert server.metric("purekv:prompts_compacted_total") == 2
+        assert server.metric("purekv:blocks_freed_total") == freed_by(SETTINGS, lengths)
+        for body, code in MALFORMED:
             with pytest.raises(urllib.error.HTTPError) as refused:
-                server.ask(**bad)
-            assert refused.value.code == 400
-        server.hang_up(prompts[2])
+                server.post(body)
+            assert refused.value.code == code, body[:60]
         assert server.answer(prompts[0], 16) == expected[0]
-        deadline = time.monotonic() + 30
-        while server.metric("vllm:kv_cache_usage_perc") > 0 and time.monotonic() < deadline:
-            time.sleep(0.5)
-        assert server.metric("vllm:kv_cache_usage_perc") == 0
-        os.killpg(server.process.pid, signal.SIGKILL)
+        for pieces in (0, 1, 5, 20):
+            server.hang_up(prompts[2], pieces)
+        assert [server.answer(prompt, 16) for prompt in prompts] == expected
+        server.settle()
+        server.kill()
     with serving(checkpoint, tmp_path / "second.log") as server:
-        assert server.answer(prompts[2], 16) == expected[2]
+        assert [server.answer(prompt, 16) for prompt in prompts] == expected
+        assert server.metric("purekv:prompts_compacted_total") == 2
+
+
+def test_images_in_chats(tmp_path: Path):
+    checkpoint = write_idefics3(tmp_path / "tiny-idefics3")
+    images = [draw(tmp_path / f"{one}.png", 256, seed=one) for one in range(3)]
+    questions = [" ".join(f"t{7 * one + place}" for place in range(20)) for one in range(3)]
+    with serving(checkpoint, tmp_path / "log") as server:
+        replies = [server.chat(*pair, 16) for pair in zip(images, questions, strict=True)]
+        assert server.metric("purekv:prompts_compacted_total") == 3
+    prompts = [prompt for prompt, _ in replies]
+    assert [prompt.count(IMAGE) for prompt in prompts] == [320] * 3
+    expected = answers(checkpoint, prompts, [[one] for one in images], 16)
+    assert [answer for _, answer in replies] == expected

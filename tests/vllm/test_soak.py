@@ -1,35 +1,32 @@
 """Many requests over a small pool, with cancellations and preemptions: each answers as it does
-where there is room for all, and no block is lost."""
+where there is room for all, and no block is lost. `benchmarks/serving_soak.py` does it with 1,000.
+"""
 
-import random
+from typing import Any
 
 import pytest
 
 from tests.vllm.conftest import SETTINGS, Engines
-from tests.vllm.prompts import random_prompts
+from tests.vllm.traffic import ENGINE, SMALL_POOL, Traffic
 
 pytestmark = pytest.mark.vllm
 
-REQUESTS = 250
+REQUESTS = 100
+TRAFFIC = Traffic.random(REQUESTS)
+ASKED = TRAFFIC.prompts, TRAFFIC.new_tokens, SETTINGS
 
 
-def test_random_requests_neither_leak_nor_meet(engines: Engines):
-    rng = random.Random(0)
-    prompts = random_prompts(
-        [rng.choice((20, 90, 200, 350)) + rng.randrange(32) for _ in range(REQUESTS)]
-    )
-    new = [rng.choice((4, 20, 120)) for _ in prompts]
-    arrivals = [rng.randrange(REQUESTS * 3) for _ in prompts]
-    cancelled = rng.sample(range(REQUESTS), REQUESTS // 10)
-    cancel = {str(one): arrivals[one] + rng.randrange(40) for one in cancelled}
-    requests = {"arrivals": arrivals, "cancel": cancel, "asynchronous": True}
-    shared = {"max_model_len": 512, "max_num_batched_tokens": 128}
-    tight = engines.run(prompts, new, SETTINGS, requests, num_gpu_blocks_override=24, **shared)
-    roomy = engines.run(prompts, new, SETTINGS, num_gpu_blocks_override=300, **shared)
-    assert tight["preemptions"] > 0
+@pytest.fixture(scope="module")
+def undisturbed(engines: Engines) -> list[Any]:
+    roomy = engines.run(*ASKED, num_gpu_blocks_override=300, **ENGINE)
+    assert roomy["preemptions"] == 0
+    return roomy["answers"]
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_random_requests_neither_leak_nor_meet(engines: Engines, undisturbed, asynchronous):
+    requests = TRAFFIC.requests(asynchronous)
+    tight = engines.run(*ASKED, requests, num_gpu_blocks_override=SMALL_POOL, **ENGINE)
+    assert tight["preemptions"] > tight["forced_preemptions"] > 0
+    assert TRAFFIC.mismatches(tight["answers"], undisturbed) == []
     assert tight["blocks_lost"] == tight["left_in_manager"] == 0
-    for one in range(REQUESTS):
-        if tight["answers"][one] is None:
-            assert one in cancelled
-        else:
-            assert tight["answers"][one] == roomy["answers"][one], one

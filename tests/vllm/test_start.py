@@ -1,8 +1,12 @@
 """Servers that would compress wrongly, or not at all, do not start."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
-from tests.vllm.conftest import SETTINGS, Engines
+from tests.processes import run
+from tests.vllm.conftest import PROCESS, SETTINGS, Engines
 
 pytestmark = pytest.mark.vllm
 
@@ -22,3 +26,20 @@ def test_the_reason_is_given(engines: Engines, settings, engine, reason):
     started = engines.start([[1]], [1], settings, **engine)
     assert started.returncode != 0
     assert reason in started.stderr
+
+
+def test_a_language_model_inside_another_finds_the_requests(checkpoint: Path):
+    """Its config is a copy, as in Qwen2.5-VL."""
+    code = (
+        "import sys\n"
+        "from vllm.engine.arg_utils import EngineArgs\n"
+        "from purekv.serving.worker import register_requests, requests_of\n"
+        "arguments = EngineArgs(sys.argv[1], enforce_eager=True, skip_tokenizer_init=True)\n"
+        "config = arguments.create_engine_config()\n"
+        "requests = register_requests(config)\n"
+        "inner = config.with_hf_config(config.model_config.hf_config)\n"
+        "assert inner is not config\n"
+        "assert requests_of(inner) is requests\n"
+    )
+    done = run([sys.executable, "-c", code, checkpoint], env=PROCESS)
+    assert done.returncode == 0, done.stderr

@@ -36,6 +36,7 @@ def serve(
 ) -> None:
     """Serve MODEL with vLLM, compressing prompts; further options are those of vllm serve."""
     from purekv.serving.command import server_command
+    from purekv.serving.counters import share_counters
     from purekv.serving.settings import ServingConfig
 
     settings = ServingConfig(
@@ -49,4 +50,5 @@ def serve(
     command = server_command(model, settings, context.args)
     if find_spec("vllm") is None:
         raise PureKVError("vLLM is not installed; run pip install 'purekv[vllm]'")
+    share_counters()
     os.execv(command[0], command)  # signals reach the server itself

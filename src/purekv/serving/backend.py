@@ -12,6 +12,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 from purekv.errors import PureKVError
 from purekv.scoring import Scorer, make_scorer
+from purekv.serving import tables
 from purekv.serving.compaction import Compaction
 from purekv.serving.hole import Hole
 from purekv.serving.manager import CompactedSpec
@@ -143,18 +144,14 @@ def _slots(table: Tensor, tokens: int, block_size: int) -> Tensor:
 
 def without_holes(common: Any, holes: list[Hole | None]) -> Any:
     """Attention metadata of the entries that are stored."""
-    table = common.block_table_tensor
-    first = [hole.first if hole else 0 for hole in holes]
-    blocks = [hole.blocks if hole else 0 for hole in holes]
-    entries = [hole.entries if hole else 0 for hole in holes]
-    rows = len(holes)
-    column = torch.arange(table.shape[1], device=table.device)
-    skipped = torch.tensor(blocks, device=table.device)[:, None]
-    moved = column + skipped * (column >= torch.tensor(first, device=table.device)[:, None])
-    table = table.clone()
-    table[:rows] = table[:rows].gather(1, moved.clamp_(max=table.shape[1] - 1))
-    seq_lens = common.seq_lens.clone()
-    seq_lens[:rows] -= torch.tensor(entries, dtype=seq_lens.dtype, device=seq_lens.device)
+    table, seq_lens, rows = common.block_table_tensor.clone(), common.seq_lens.clone(), len(holes)
+    table[:rows], seq_lens[:rows] = tables.without_holes(
+        table[:rows],
+        seq_lens[:rows],
+        torch.tensor([hole.first if hole else 0 for hole in holes], device=table.device),
+        torch.tensor([hole.blocks if hole else 0 for hole in holes], device=table.device),
+        torch.tensor([hole.entries if hole else 0 for hole in holes], device=table.device),
+    )
     return common.replace(block_table_tensor=table, seq_lens=seq_lens)
 
 

@@ -8,6 +8,7 @@ from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
+from purekv.serving.counters import counters
 from purekv.serving.hole import Room
 
 logger = init_logger(__name__)
@@ -44,6 +45,7 @@ class CompactedManager(FullAttentionManager):
         self._room = kv_cache_spec.room
         self.compactions = 0
         self.freed_blocks = 0
+        counters()  # so that /metrics shows them from the start
 
     def remove_skipped_blocks(
         self,
@@ -65,6 +67,9 @@ class CompactedManager(FullAttentionManager):
         assert freed == hole.blocks, f"{freed} blocks were freed of {hole}"
         self.compactions += 1
         self.freed_blocks += freed
+        prompts, blocks_freed = counters()
+        prompts.inc()
+        blocks_freed.inc(freed)
         if self.compactions & (self.compactions - 1) == 0:  # 1, 2, 4, 8 ...
             logger.info(
                 "purekv: %d prompts compacted, %d blocks freed", self.compactions, self.freed_blocks

@@ -13,7 +13,7 @@ class Request:
     tokens: int
     """Of its prompt."""
     spans: tuple[tuple[int, int], ...] = ()
-    """Position and length of each image or video in the prompt."""
+    """Position and length of each run of visual tokens in the prompt."""
     observers: dict[int, list[Tensor]] = field(default_factory=dict)
     """Of each observing layer, the window's queries in the prompt's chunks so far."""
     block: int = -1
@@ -21,7 +21,7 @@ class Request:
 
     @property
     def tail(self) -> int:
-        """Position behind the last image or video; 0 without one."""
+        """Position behind the last visual token; 0 without one."""
         return max((start + length for start, length in self.spans), default=0)
 
 
@@ -73,5 +73,6 @@ def _prompt_tokens(new: Any) -> int:
 
 
 def _spans(features: Any) -> tuple[tuple[int, int], ...]:
-    places = (feature.mm_position for feature in features)
-    return tuple(sorted((place.offset, place.length) for place in places))
+    # A placeholder's tags around and between the parts of an image are text.
+    runs = (run for feature in features for run in feature.mm_position.extract_embeds_range())
+    return tuple(sorted((first, last - first + 1) for first, last in runs))

@@ -17,16 +17,24 @@ from purekv.serving.settings import KEY, ServingConfig
 from purekv.serving.versions import check_version
 
 _REQUESTS: WeakValueDictionary[int, Requests] = WeakValueDictionary()
-"""Of each worker in this process, by the identity of its `VllmConfig`."""
+"""Of each worker in this process, by the identity of its cache config: the language model inside a
+vision-language one gets a `VllmConfig` of its own, and shares that."""
+
+
+def register_requests(vllm_config: Any) -> Requests:
+    """An empty record for the worker with that config; it lasts as long as the worker holds it."""
+    requests = Requests()
+    _REQUESTS[id(vllm_config.cache_config)] = requests
+    return requests
 
 
 def requests_of(vllm_config: Any) -> Requests:
-    """What the worker with that config knows.
+    """What the worker with that config, or a model's variant of it, knows.
 
     Raises:
         PureKVError: it is a worker of vLLM's own.
     """
-    requests = _REQUESTS.get(id(vllm_config))
+    requests = _REQUESTS.get(id(vllm_config.cache_config))
     if requests is None:
         raise PureKVError(
             f"additional config {KEY!r} asks for compression, which needs its own worker; add "
@@ -50,8 +58,7 @@ class CompactingCPUWorker(CPUWorker):
                 f'\'{{"{KEY}": {{"budget": 0.2}}}}\', or leave --worker-cls out'
             )
         check_engine(vllm_config)
-        self._requests = Requests()
-        _REQUESTS[id(vllm_config)] = self._requests
+        self._requests = register_requests(vllm_config)
         super().__init__(vllm_config, *args, **kwargs)
 
     def get_kv_cache_spec(self) -> Any:
