@@ -262,9 +262,7 @@ class _Worker:
             traceback.print_exc()
             os._exit(1)  # its device is lost to this process, not to a new one
         except Exception as error:
-            return _Failed(
-                isinstance(error, PureKVError), _one_line(error), traceback.format_exc()
-            )
+            return _Failed(isinstance(error, PureKVError), _one_line(error), traceback.format_exc())
 
     def _check_versions(self) -> None:
         found = versions()
