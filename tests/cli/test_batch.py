@@ -100,7 +100,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(cli, words, tmp_path, monkeypatc
     broken = tmp_path / "broken"
     with monkeypatch.context() as patch:
         patch.setattr(Store, "add", killed)
-        assert cli(*words, "--out", broken)[0] == 330
+        assert cli(*words, "--out", broken)[0] == 130
     log = broken / "answers.jsonl"
     log.write_text(log.read_text()[:-20])  # killed while it wrote a line
     code, _, err = cli(*words, "--out", broken)
