@@ -137,7 +137,7 @@ class Pool:
             settings["address"] = actors.address
         try:
             ray.init(**settings)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except Exception as error:  # Ray raises bare ones too
             what = "Ray does not start on this machine"
             if actors.address is not None:
                 what = (
@@ -215,7 +215,9 @@ class Pool:
                         seen.add(number)
                         yield number, result
             assert len(seen) == len(items), f"{len(seen)} of {len(items)} results"
-        except ray.exceptions.RayError as error:
+        except PureKVError:
+            raise
+        except Exception as error:  # from Ray, whose errors have no common class
             raise PureKVError(f"Ray gave up: {_one_line(error)}") from error
 
 

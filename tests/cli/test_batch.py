@@ -55,7 +55,7 @@ def read(out: Path) -> list[dict]:
 
 def test_every_sample_is_answered_or_says_why_not(cli, words, tmp_path) -> None:
     code, out, err = cli(*words, "--out", tmp_path, "--json")
-    assert code == 1
+    assert code == 3
     result = json.loads(out)
     assert (result["samples"], result["answered"], result["failed"]) == (6, 4, 2)
     assert [one["id"] for one in result["errors"]] == ["bad", "gone"]
@@ -76,7 +76,7 @@ def test_every_sample_is_answered_or_says_why_not(cli, words, tmp_path) -> None:
 
 
 def test_later_turns_follow_the_models_own_answers(cli, words, checkpoint, data, tmp_path) -> None:
-    assert cli(*words, "--out", tmp_path)[0] == 1
+    assert cli(*words, "--out", tmp_path)[0] == 3
     found = Checkpoint.find(checkpoint)
     model, processor = found.model(device="cpu"), found.processor()
     chat = Chat(model, processor, videos=[read_clip(processor, data / "1.mp4")])
@@ -89,7 +89,7 @@ def test_later_turns_follow_the_models_own_answers(cli, words, checkpoint, data,
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(cli, words, tmp_path, monkeypatch) -> None:
-    assert cli(*words, "--out", tmp_path / "whole")[0] == 1
+    assert cli(*words, "--out", tmp_path / "whole")[0] == 3
     add = Store.add
 
     def killed(self, records):
@@ -109,11 +109,11 @@ def test_a_killed_run_goes_on_to_the_same_bytes(cli, words, tmp_path, monkeypatc
     code, _, err = cli(*words, "--out", broken, "--resume", "--fps", "1")
     assert code == 2
     assert "another fps" in err
-    assert cli(*words, "--out", broken, "--resume")[0] == 1
+    assert cli(*words, "--out", broken, "--resume")[0] == 3
     for name in FILES:
         assert (broken / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     monkeypatch.setattr("purekv.batch.Answering.__init__", lambda *a: pytest.fail("loaded"))
-    assert cli(*words, "--out", broken, "--resume")[0] == 1  # nothing left to ask
+    assert cli(*words, "--out", broken, "--resume")[0] == 3  # nothing left to ask
 
 
 def test_a_run_does_not_go_on_with_other_weights(cli, words, checkpoint, data, tmp_path) -> None:
@@ -121,8 +121,8 @@ def test_a_run_does_not_go_on_with_other_weights(cli, words, checkpoint, data, t
     for copy in (theirs, same):
         shutil.copytree(checkpoint, copy)
     out = ["--out", tmp_path / "out"]
-    assert cli(*words, *out, "--model", theirs)[0] == 1
-    assert cli(*words, *out, "--model", same, "--resume")[0] == 1  # the place does not matter
+    assert cli(*words, *out, "--model", theirs)[0] == 3
+    assert cli(*words, *out, "--model", same, "--resume")[0] == 3  # the place does not matter
     tiny_model(seed=1).save_pretrained(theirs)
     code, _, err = cli(*words, *out, "--model", theirs, "--resume")
     assert code == 2
@@ -138,7 +138,7 @@ def test_failed_samples_are_asked_again_once_their_lines_are_gone(
     (folder / "data.jsonl").write_text("".join([lines[0], lines[2]]))
     (folder / "0.mp4").write_bytes((data / "0.mp4").read_bytes())
     out = tmp_path / "out"
-    assert cli(*words, "--data", folder, "--out", out)[0] == 1
+    assert cli(*words, "--data", folder, "--out", out)[0] == 3
     log = out / "answers.jsonl"
     log.write_text("".join(x for x in log.read_text().splitlines(True) if '"error"' not in x))
     (folder / "1.mp4").write_bytes((data / "1.mp4").read_bytes())
@@ -153,7 +153,7 @@ def test_a_sample_that_kills_its_process_is_recorded(cli, words, tmp_path, monke
         OneProcess, "map", lambda self, job, items: ((n, Lost()) for n in range(len(items)))
     )
     code, out, _ = cli(*words, "--out", tmp_path, "--json")
-    assert code == 1
+    assert code == 3
     assert json.loads(out)["answered"] == 0
     assert "died" in read(tmp_path)[0]["error"]
 

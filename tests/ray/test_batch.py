@@ -35,7 +35,7 @@ def unbroken(checkpoint: Path, data: Path, tmp_path_factory) -> Iterator[Path]:
     out = tmp_path_factory.mktemp("unbroken")
     with Batch(checkpoint, data, out, "--json") as run:
         code = run.wait()
-        assert code == 1, run.err  # one sample is broken
+        assert code == 3, run.err  # one sample is broken
         result = json.loads(run.out)  # and nothing else was printed
         assert "Traceback" not in run.err
     assert (result["samples"], result["answered"], result["failed"]) == (17, 16, 1)
@@ -60,7 +60,7 @@ def test_a_process_is_killed_and_every_sample_is_answered_once(
         run.kill(killed)
         assert run.done() < 15
         run.wait_for(lambda: len(set(run.workers()) - {killed}) == 2)  # another took its place
-        assert run.wait() == 1, run.err
+        assert run.wait() == 3, run.err
     for name in FILES:
         assert (tmp_path / "out" / name).read_bytes() == (unbroken / name).read_bytes()
 
@@ -75,7 +75,7 @@ def test_the_run_is_killed_and_goes_on_to_the_same_bytes(unbroken, checkpoint, d
     assert 3 <= len(before) < 17
     assert not (out / "results.json").exists()
     with Batch(checkpoint, data, out, "--resume") as run:
-        assert run.wait() == 1, run.err
+        assert run.wait() == 3, run.err
     for name in FILES:
         assert (out / name).read_bytes() == (unbroken / name).read_bytes()
     assert set(before) <= set(run.log.read_text().splitlines())

@@ -19,8 +19,8 @@ from purekv.cli.inputs import check_layers, find_actors, find_checkpoint, from_a
 from purekv.cli.options import DATA, OUTPUT, PROCESSES, option
 from purekv.cli.progress import step
 
-SOME_FAILED = 1
-"""Exit code of a run that reached its end, where not all samples could be answered."""
+SOME_FAILED = 3
+"""Exit code of a run that reached its end, where not all samples could be answered: no other's."""
 
 
 @explains_errors
@@ -55,7 +55,7 @@ def batch(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Answer the questions of a whole file; exit code 1 if some samples could not be answered.
+    """Answer the questions of a whole file; exit code 3 if some could not be answered.
 
     purekv batch --data QUESTIONS.jsonl --out ANSWERS --num-actors 2
 
