@@ -12,7 +12,11 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "reference_suite.py"
 
 def test_a_fifth_of_the_cache_answers_like_the_whole(tmp_path):
     out = tmp_path / "smoke.json"
-    done = run([sys.executable, SCRIPT, "--level=smoke", "--out", out], timeout=1500)
+    done = run(
+        [sys.executable, SCRIPT, "--level=smoke", "--workers=2", "--out", out],
+        env={"OMP_NUM_THREADS": "1"},
+        timeout=1500,
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
     full, clie, snapkv, random = result["rows"]
