@@ -14,8 +14,8 @@ from purekv.cli.inputs import find_actors
 from purekv.loading import Checkpoint
 from purekv.session import Chat, read_clip
 from purekv.store import Store
-from tests.media.clips import write_video
 from tests.one_process import OneProcess
+from tests.questions import write_questions
 from tests.tiny import tiny_model
 
 FILES = "answers.jsonl", "results.json", "run.json"
@@ -24,17 +24,8 @@ FILES = "answers.jsonl", "results.json", "run.json"
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    lines = []
-    for number in range(4):
-        write_video(folder / f"{number}.mp4", num_frames=24 + 24 * (number % 2))
-        turns = [
-            {"question": f"what is {number}?"},
-            {"question": "which?", "choices": ["red", "green"]},
-        ]
-        lines.append({"id": number, "video": f"{number}.mp4", "turns": turns})
-    (folder / "broken.mp4").write_bytes(b"not a video")
-    lines.insert(1, {"id": "bad", "video": "broken.mp4", "turns": turns})
-    lines.insert(3, {"id": "gone", "videos": ["0.mp4", "nowhere.mp4"], "turns": turns})
+    lines = write_questions(folder, 4, broken_at=1)
+    lines.insert(3, {"id": "gone", "videos": ["0.mp4", "nowhere.mp4"], "turns": lines[1]["turns"]})
     (folder / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 

@@ -105,7 +105,9 @@ def test_videos_with_sound(cli, cli_json, tmp_path: Path) -> None:
     found = cli_json("reference", "data", str(tmp_path / "a"), "--n", "1", "--audio", *video)
     assert found["audio"] is True
     (sample,) = read_samples(found["data"])
-    assert read_audio(sample.videos[0]) is not None
+    wave = read_audio(sample.videos[0])
+    assert wave is not None
+    assert wave.any()  # a silent track would be no sound
     code, _, err = cli("reference", "data", str(tmp_path / "b"), "--audio", *VIDEO)
     assert code == 2
     assert "12 frames or more" in err.splitlines()[-1]
