@@ -3,6 +3,7 @@
     python benchmarks/reference_suite.py --level smoke      # 50 samples, minutes on two cores
     python benchmarks/reference_suite.py --level full       # 2,000 samples, minutes on one GPU
     python benchmarks/reference_suite.py --level dense --tokens 4k     # the full cache alone
+    python benchmarks/reference_suite.py --level modes      # sparse prefill, dropping, fewer frames
 
 Without --data, the reference model's own questions are asked: as files, or with --draw as pixels
 that never were files, which needs no codec. Every sample is read and prefilled
@@ -26,6 +27,7 @@ import torch
 from common import RESULTS, settings, write_results
 from PIL import Image
 
+from purekv import SpatioTemporalConfig
 from purekv.evals import (
     Media,
     Record,
@@ -63,7 +65,24 @@ LEVELS: dict[str, dict[str, Any]] = {
         "tokens": "1k",
     },
     "dense": {"methods": [], "budgets": [], "limit": 2000, "batch": 16, "tokens": "1k"},
+    "modes": {"methods": [], "budgets": [], "limit": 2000, "batch": 64, "tokens": "1k"},
 }
+# Ways to save time too: what `sparse_prefill.py` times, and what users would try first.
+SPARSE = {"prefill": "spatiotemporal", "spatiotemporal": SpatioTemporalConfig(min_tokens=0)}
+EARLY: dict[str, Any] = {"source_layers": (2,)}
+MODES: list[tuple[str, float, dict[str, Any]]] = [
+    ("clie", 1.0, SPARSE),
+    ("clie", 0.2, SPARSE),
+    ("clie", 0.2, {"evict": "active", **EARLY}),
+    ("clie", 0.2, {"evict": "drop", **EARLY}),
+    ("clie", 0.1, {"evict": "drop", **EARLY}),
+    ("clie", 0.2, {"evict": "drop", **EARLY, **SPARSE}),
+    ("clie", 0.1, {"evict": "drop", **EARLY, **SPARSE}),
+    ("clie", 0.2, {"evict": "drop", "source_layers": (14,)}),
+    ("fastv", 0.2, {}),
+    ("evs", 0.2, {}),
+    ("frames", 0.2, {}),
+]
 
 
 def main() -> None:
@@ -161,6 +180,9 @@ def find_methods(arguments: argparse.Namespace) -> list[Method]:
     if arguments.plan is not None:
         planned = {"first_token": "compressed", "plan": arguments.plan}
         configs += make_methods(["clie"], arguments.budgets, **planned)
+    if arguments.level == "modes":
+        for name, budget, mode in MODES:
+            configs += make_methods([name], [budget], first_token="compressed", **mode)
     return configs
 
 

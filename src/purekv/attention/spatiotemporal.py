@@ -53,6 +53,9 @@ def _attend_rows(
 ) -> None:
     """Rows of one pattern; writes `out` [B, S, H, D] but for padding."""
     out = out.transpose(1, 2)
+    # Clips first: the device is busy with them while the small passes over text are prepared.
+    for clip, context in zip(pattern.clips, pattern.contexts, strict=True):
+        _attend_clip(query, key, value, scaling, clip, context, out)
     for (start, stop), keys in pattern.open_runs:
         q, k, v = (x[:, :, start:stop] for x in (query, key, value))
         found = attend(q, k, v, scaling, causal=True)
@@ -60,8 +63,6 @@ def _attend_rows(
             found = found.widened()
             found.add(attend(q, _at(key, keys), _at(value, keys), scaling))
         out[:, :, start:stop] = found.out
-    for clip, context in zip(pattern.clips, pattern.contexts, strict=True):
-        _attend_clip(query, key, value, scaling, clip, context, out)
 
 
 def _attend_clip(

@@ -95,6 +95,7 @@ def add_context_and_earlier_frames(
                     frames,
                     across,
                     num_kv_heads,
+                    tile,
                     scaling * LOG2_E,
                     GROUPS=groups,
                     TILE_HEIGHT=tile_height,

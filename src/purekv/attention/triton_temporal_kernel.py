@@ -54,16 +54,17 @@ def _tile_rows(
     return tile + frame.to(tl.int64) * strides[2] + down * strides[3] + along * strides[4]
 
 
-@triton.jit(do_not_specialize=["num_frames", "tiles_across", "num_kv_heads"])
+@triton.jit(do_not_specialize=["num_frames", "tiles_across", "num_kv_heads", "tile"])
 def kernel(
     query, key, value, found_out, found_lse, out, open_key, open_value, open_seen,
     query_strides, key_strides, value_strides, found_strides, lse_strides, out_strides,
     open_key_strides, open_value_strides,
-    num_frames, tiles_across, num_kv_heads, scale_log2,
+    num_frames, tiles_across, num_kv_heads, tile, scale_log2,
     GROUPS: tl.constexpr, TILE_HEIGHT: tl.constexpr, TILE_WIDTH: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Strides are of [B, heads, T, h, w] and, of open positions, of [B, heads, n]."""
+    """Strides are of [B, heads, T, h, w] and, of open positions, of [B, heads, n]; `tile` is the
+    side of whole tiles, which those at the edges are not."""
     PLACES: tl.constexpr = TILE_HEIGHT * TILE_WIDTH
     ROWS: tl.constexpr = PLACES * GROUPS  # of one frame
     block = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest first
@@ -148,6 +149,6 @@ def kernel(
     tl.store(rows[:, None] + dims[None, :], result.to(out.dtype.element_ty), mask=here)
 
 
-# Tried once for each shape of a tile, and remembered on disk.
-SHAPE = ["GROUPS", "TILE_HEIGHT", "TILE_WIDTH", "HEAD_DIM"]
+# Tried once for each side of a tile, and remembered on disk; at the edges it is not tried again.
+SHAPE = ["GROUPS", "HEAD_DIM", "tile"]
 tuned = triton.autotune(CONFIGS, key=SHAPE, cache_results=True)(kernel)

@@ -1,7 +1,7 @@
 """A prompt on the model's device, its pixels already encoded, to be run as often as one likes."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,14 +34,23 @@ class Workload:
     def prepare(
         cls, model: PreTrainedModel, inputs: Mapping[str, Tensor], batch: int = 1
     ) -> "Workload":
-        """Encode the pixels, by one forward of the whole model. `inputs` are of one row."""
+        """Encode the pixels, by a forward that ends where the language model begins.
+
+        `inputs` are of one row.
+        """
         family = families.for_config(model.config)
         tokens = family.layout(model.config, inputs).visual_tokens[0]
         rows = {name: _to_model(value, model, batch) for name, value in inputs.items()}
         language, tower = family.language_model(model), family.vision_tower(model)
         tower_calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        with restored_positions(model), _recorded(tower, tower_calls), _recorded(language, calls):
+        at_language = _recorded(language, calls, stop=True)
+        with (
+            restored_positions(model),
+            _recorded(tower, tower_calls),
+            suppress(_Reached),
+            at_language,
+        ):
             model(**rows, use_cache=False, logits_to_keep=1)
         _, arguments = calls[0]
         position_ids = arguments.get("position_ids")
@@ -75,10 +84,18 @@ def restored_positions(model: PreTrainedModel) -> Iterator[None]:
             module.rope_deltas = before
 
 
+class _Reached(Exception):
+    """The module whose arguments were wanted."""
+
+
 @contextmanager
-def _recorded(module: nn.Module, calls: list[Any]) -> Iterator[None]:
+def _recorded(module: nn.Module, calls: list[Any], stop: bool = False) -> Iterator[None]:
+    """Note the arguments of each call; if `stop`, raise `_Reached` instead of running it."""
+
     def record(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         calls.append((args, kwargs))
+        if stop:
+            raise _Reached
 
     handle = module.register_forward_pre_hook(record, with_kwargs=True)
     try:
