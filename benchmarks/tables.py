@@ -3,7 +3,7 @@
     python benchmarks/tables.py           # rewrite what stands between the marks
     python benchmarks/tables.py --check   # fail if a table is not what the results say
 
-A mark is `<!-- table: NAME FILE.json -->`; the table ends at `<!-- end -->`.
+A mark is `<!-- table: NAME FILE.json -->`, or with files joined by +; a table ends at `<!-- end -->`.
 """
 
 import argparse
@@ -95,7 +95,170 @@ def difficulty(rows: Rows) -> str:
     return _markdown(lines)
 
 
+WAYS = {
+    ("dense", None, 1.0): "dense, full cache",
+    ("spatiotemporal", "post", 1.0): "sparse attention, all tokens computed",
+    ("dense", "drop", 0.2): "20% go on behind layer 2",
+    ("spatiotemporal", "drop", 0.2): "the same, sparse up to there",
+    ("spatiotemporal", "drop", 0.1): "10% go on behind layer 2, sparse up to there",
+}
+
+
+def prefill(rows: Rows) -> str:
+    """Prefill by length, with the speed-up over SDPA's default, beside what each way retains."""
+    quality = {_way(row): row for row in rows if row["what"] == "quality" and _early(row)}
+    timed = [r for r in rows if r["what"] == "lm_prefill" and r["baseline"] == "sdpa"]
+    lengths = sorted({row["tokens"] for row in timed})
+    heads = ["prefill", *(f"{tokens // 1024}k, ms" for tokens in lengths), "retention"]
+    lines = [heads, ["---"] * len(heads)]
+    for way, name in WAYS.items():
+        cells = [name]
+        for tokens in lengths:
+            (row,) = (r for r in timed if r["tokens"] == tokens and _way(r) == way)
+            times = "" if row["evict"] is None else f" (**{row['speedup']:.2f}x**)"
+            cells.append(f"{row['ms']:,.0f}{times}")
+        lines.append([*cells, _kept(quality[way]) if way[1] else "1"])
+    return _markdown(lines)
+
+
+def _way(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["prefill"], row["evict"], row["budget"]
+
+
+def _early(row: dict[str, Any]) -> bool:
+    return row["method"] in ("full", "clie") and row["source_layers"] in (None, "auto", [2])
+
+
+def modes(rows: Rows) -> str:
+    """What each way to compute less retains, by category."""
+    names = list(rows[0]["by_category"])
+    heads = ["method", "prefill", "evict", "sources", "budget", "retention", *names]
+    lines = [heads, ["---"] * len(heads)]
+    for row in rows[1:]:
+        sources = row["source_layers"]
+        where = sources if isinstance(sources, str) else ", ".join(map(str, sources or ["-"]))
+        parts = [f"{row['by_category'][name]['retention']:.2f}" for name in names]
+        cells = [f"`{row['method']}`", row["prefill"], row["evict"] or "-", where]
+        lines.append([*cells, f"{row['budget']:.0%}", _kept(row), *parts])
+    return _markdown(lines)
+
+
+def baselines(rows: Rows) -> str:
+    """Prefill again: speed-ups over SDPA's default and over FlashAttention-2, and peak memory."""
+    timed = [r for r in rows if r["what"] == "lm_prefill" and not r["skipped"]]
+    lines = [["prefill", "tokens", "ms", "over SDPA", "over FlashAttention-2", "peak, GB"]]
+    lines.append(["---"] * 6)
+    for tokens in sorted({row["tokens"] for row in timed}):
+        for way, name in WAYS.items():
+            pair = {r["baseline"]: r for r in timed if r["tokens"] == tokens and _way(r) == way}
+            ours, flash = pair["sdpa"], pair["flash"]
+            over = f"{flash['speedup']:.2f}"
+            if ours["evict"] is None:
+                over = f"{flash['ms'] / ours['ms']:.2f}"
+            cells = [name, str(tokens), f"{ours['ms']:,.0f}", f"{ours['speedup']:.2f}", over]
+            lines.append([*cells, f"{ours['peak_bytes'] / 1e9:.1f}"])
+    return _markdown(lines)
+
+
+def predicted(rows: Rows) -> str:
+    """The cost model against the same prefills."""
+    from purekv.planning.cost import CostModel
+
+    lines = [["prefill", "tokens", "measured, ms", "cost model, ms", ""], ["---"] * 5]
+    for row in rows:
+        if (row["what"], row["baseline"]) != ("lm_prefill", "sdpa"):
+            continue
+        layers, whole, text = 28, 3, 80  # as sparse_prefill.py runs them
+        drops = int(row["evict"] == "drop")
+        tile = 2 * (row["prefill"] == "spatiotemporal")
+        seen = [row["tokens"] + text] * layers
+        tiles = [tile] * layers
+        if drops:
+            seen[whole:] = [row["budget"] * row["tokens"] + text] * (layers - whole)
+            tiles[whole:] = [0] * (layers - whole)
+        ms = CostModel().prefill(seen, tiles, drops=drops)
+        cells = [WAYS[_way(row)], str(row["tokens"]), f"{row['ms']:,.0f}", f"{ms:,.0f}"]
+        lines.append([*cells, f"{ms / row['ms'] - 1:+.1%}"])
+    return _markdown(lines)
+
+
+def layer(rows: Rows) -> str:
+    """One attention layer: dense by three kernels, sparse by tile."""
+    found = [row for row in rows if row["what"] == "attention_layer"]
+    lines = [
+        ["tokens", "attention", "ms", "TFLOP/s", "over SDPA", "over FlashAttention-2", "pairs"]
+    ]
+    lines.append(["---"] * 7)
+    for tokens in sorted({row["tokens"] for row in found}):
+        here = [row for row in found if row["tokens"] == tokens]
+        dense = {row["baseline"]: row for row in here if row["prefill"] == "dense"}
+        for name, row in dense.items():
+            if row["skipped"]:
+                lines.append([str(tokens), f"dense, {name}", row["skipped"], "", "", "", ""])
+                continue
+            over = [f"{dense[b]['ms'] / row['ms']:.2f}" for b in ("sdpa", "flash")]
+            rate = f"{row['tflop_s']:.0f}"
+            lines.append([str(tokens), f"dense, {name}", f"{row['ms']:.2f}", rate, *over, "1"])
+        for tile in sorted({row["tile"] for row in here if "tile" in row}):
+            ours = {row["baseline"]: row for row in here if row.get("tile") == tile}
+            row = ours["sdpa"]
+            over = [f"{ours[b]['speedup']:.2f}" for b in ("sdpa", "flash")]
+            cells = [f"{row['ms']:.2f}", f"{row['tflop_s']:.0f}", *over, f"{row['pairs']:.3f}"]
+            lines.append([str(tokens), f"sparse, tile {tile}", *cells])
+    return _markdown(lines)
+
+
+def decode(rows: Rows) -> str:
+    """Steps of decoding, by batch and how they were launched."""
+    found = [row for row in rows if row["what"] == "decode" and not row["skipped"]]
+    heads = ["batch", "cache", "launch", "ms a step", "tokens/s", "share of roofline", "KV, GB"]
+    heads += ["over `dynamic`", "over `preallocated`", "over `preallocated_packed`"]
+    lines = [heads, ["---"] * len(heads)]
+    seen = set()
+    for row in found:
+        name = f"full, `{row['baseline']}`" if row["method"] == "full" else _cache_name(row)
+        key = row["batch"], name, row["launch"]
+        if key in seen:
+            continue
+        seen.add(key)
+        over = []
+        for baseline in ("dynamic", "preallocated", "preallocated_packed"):
+            same = [
+                r for r in found
+                if r["baseline"] == baseline and row["method"] != "full"
+                and (r["batch"], _cache_name(r), r["launch"]) == key
+            ]  # fmt: skip
+            over.append(f"{same[0]['speedup']:.2f}" if same else "")
+        share = f"{row['roofline_ms'] / row['ms']:.0%}"
+        cells = [str(row["batch"]), name, row["launch"], f"{row['ms']:.2f}", f"{row['tok_s']:.0f}"]
+        lines.append([*cells, share, f"{row['kv_bytes'] / 1e9:.2f}", *over])
+    return _markdown(lines)
+
+
+def _cache_name(row: dict[str, Any]) -> str:
+    spread = "" if row.get("allocation") in (None, "uniform") else f", `{row['allocation']}`"
+    return f"{row['budget']:.0%}{spread}"
+
+
+def vision(rows: Rows) -> str:
+    """The tower: transformers' loop against grouped calls."""
+    lines = [["tokens", "frame", "loop, ms", "calls", "grouped, ms", "calls", "speed-up"]]
+    lines.append(["---"] * 7)
+    for loop, ours in zip(rows[::2], rows[1::2], strict=True):
+        cells = [str(loop["tokens"]), f"{loop['side']} x {loop['side']}"]
+        cells += [f"{loop['ms']:,.0f}", f"{loop['calls']:,}", f"{ours['ms']:,.0f}"]
+        lines.append([*cells, str(ours["calls"]), f"{ours['speedup']:.2f}"])
+    return _markdown(lines)
+
+
 TABLES: dict[str, Callable[[Rows], str]] = {
+    "prefill": prefill,
+    "modes": modes,
+    "baselines": baselines,
+    "predicted": predicted,
+    "layer": layer,
+    "decode": decode,
+    "vision": vision,
     "retention": retention,
     "later": later,
     "categories": categories,
@@ -125,8 +288,13 @@ def main() -> None:
 
 def _fill(match: re.Match[str]) -> str:
     opening, name, file, _, closing = match.groups()
-    data = json.loads((ROOT / "benchmarks" / "results" / file).read_text(encoding="utf-8"))
-    return opening + TABLES[name](data["rows"]) + closing
+    results = ROOT / "benchmarks" / "results"
+    texts = [(results / one).read_text(encoding="utf-8") for one in file.split("+")]
+    return (
+        opening
+        + TABLES[name]([row for text in texts for row in json.loads(text)["rows"]])
+        + closing
+    )
 
 
 def _kept(part: dict[str, Any]) -> str:

@@ -1,13 +1,13 @@
 """The solvers against every possible choice."""
 
-from itertools import combinations, product
+from itertools import combinations
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from purekv.planning.solve import best_sources, enough_sources, pick, spread
+from purekv.planning.solve import best_sources, enough_sources, spread
 
 
 def random_errors(seed, num_layers):
@@ -55,25 +55,3 @@ def test_a_spread_budget_adds_up_and_is_no_worse_than_an_even_one(seed, mean):
 def test_the_layer_that_gains_most_gets_most():
     error = torch.tensor([[0.1, 0.1, 0.1], [5.0, 1.0, 0.5], [0.2, 0.1, 0.1]])
     assert spread(error, [0.05, 0.2, 0.4], 0.1, least=0.5) == pytest.approx([0.05, 0.2, 0.05])
-
-
-@given(st.integers(0, 999), st.floats(0.0, 1.0))
-@settings(max_examples=60, deadline=None)
-def test_a_pick_is_within_its_bound_of_the_best(seed, tightness):
-    generator = torch.Generator().manual_seed(seed)
-    error, cost = torch.rand(2, 4, 3, generator=generator).tolist()
-    cheapest, dearest = sum(map(min, cost)), sum(map(max, cost))
-    limit = cheapest + tightness * (dearest - cheapest) + 1e-9
-    found = pick(error, cost, limit)
-    assert found.cost <= limit
-    choices = list(product(range(3), repeat=4))
-
-    def of(table, choice):
-        return sum(row[option] for row, option in zip(table, choice, strict=True))
-
-    assert found.error == pytest.approx(of(error, found.options))
-    best = min(of(error, one) for one in choices if of(cost, one) <= limit)
-    assert found.bound <= best + 1e-9
-    assert best <= found.error + 1e-9
-    with pytest.raises(ValueError, match="cheapest"):
-        pick(error, cost, cheapest - 1e-6)

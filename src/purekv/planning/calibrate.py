@@ -3,13 +3,13 @@
 For budgets, each chat is prefilled once on the full cache and the output error of every (source,
 target) pair of layers and of every budget is computed from what its layers attended to. What a
 layer's error is worth comes from a few of the chats, answered while that layer alone sees nothing.
-For speed, each choice (a block of layers sparse, tokens dropped behind a layer) is tried end to
-end, and its error is the divergence of the next tokens along the gold answers. What was measured is
-kept beside the plan until that is written, so that a killed calibration goes on.
+For speed, whatever reaches the target by the cost model (tokens dropped behind a layer, layers
+sparse) is tried end to end, and its error is the divergence of the next tokens along the gold
+answers. What was measured is kept beside the plan until that is written, so that a killed
+calibration goes on.
 """
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ from purekv.evals.suite import Record, evaluate
 from purekv.planning.cost import CostModel
 from purekv.planning.measure import Transfer, measure_transfer, measure_worth
 from purekv.planning.plan import Plan, model_fingerprint
-from purekv.planning.solve import enough_sources, pick, spread
+from purekv.planning.solve import enough_sources, spread
 from purekv.planning.target import Target
 
 Progress = Callable[[int, int], None]
@@ -44,13 +44,12 @@ SENSED = 8
 DOUBT = 0.1
 """What a layer counts for at least, as a share of the layers' mean: that the others can do without
 it one by one does not say that they can without all like it."""
-TILES = (2, 4)
-BLOCKS = 6
-"""Of layers that are sparse together."""
-DROPPED_TO = 0.2
-"""Visual tokens that go on behind a drop."""
+TILE = 2
+SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Of the visual tokens, that may go on behind a drop."""
+DROP_FIRST = 2
 DROP_LAYERS = 5
-"""How many are tried."""
+"""Behind so many layers, evenly spread, and behind the first, a drop is tried."""
 
 
 @dataclass(frozen=True)
@@ -204,100 +203,96 @@ def _checked(
 
 
 def _for_speed(c: Calibration, advance: Progress) -> Found:
-    """Which layers are sparse, with which tile, and behind which one tokens are dropped."""
-    num_layers = c.num_layers
-    layers = torch.arange(num_layers)
-    blocks = [list(map(int, part)) for part in layers.tensor_split(min(BLOCKS, num_layers))]
-    step = max(1, num_layers // (DROP_LAYERS + 1))
-    drops = list(range(step, num_layers - 1, step))
-    tried = [(block, tile) for block in blocks for tile in TILES]
-    configs = [_sparse(_tiles(num_layers, {tuple(block): tile})) for block, tile in tried]
-    configs += [_dropping(layer) for layer in drops]
+    """Behind which layer tokens are dropped, how many go on, and whether layers are sparse."""
+    dense_ms = c.cost.prefill([c.tokens] * c.num_layers, [0] * c.num_layers)
+    tried = _fast_enough(c, dense_ms)
+    configs = [_for_prefill(settings) for settings, _ in tried]
 
     def measure(sample: Sample) -> dict[str, Any]:
         (record,) = _asked(c, [sample], configs)
-        return {"kl": [_mean(outcome.kl) for outcome in record.outcomes[1:]]}
+        outcomes = record.outcomes[1:]
+        return {
+            "kl": [_mean(one.kl) for one in outcomes],
+            "agreement": [_mean(one.agreement) for one in outcomes],
+        }
 
     lines = _measured(c, {"configs": [config.to_dict() for config in configs]}, advance, measure)
-    kl = [_mean(column) for column in zip(*(line["kl"] for line in lines), strict=True)]
-    sparse = {(block[0], tile): kl[number] for number, (block, tile) in enumerate(tried)}
-    dropped = dict(zip(drops, kl[len(tried) :], strict=True))
+    found = [
+        {
+            **settings,
+            "ms": round(ms),
+            **{
+                name: _significant(_mean([line[name][number] for line in lines]))
+                for name in ("kl", "agreement")
+            },
+        }
+        for number, (settings, ms) in enumerate(tried)
+    ]
+    best = min(range(len(tried)), key=lambda number: found[number]["kl"])
+    settings, ms = tried[best]
+    expected = {
+        **{name: found[best][name] for name in ("kl", "agreement", "ms")},
+        "speedup": round(dense_ms / ms, 2),
+        "tokens": c.tokens,
+        "dense ms": round(dense_ms),
+    }
+    return settings, expected, {"cost model": c.cost.to_dict(), "tried": found}
 
-    dense_ms = c.cost.prefill([c.tokens] * num_layers, [0] * num_layers)
-    limit = dense_ms / c.target.value
-    candidates = []
-    fastest = math.inf
-    for drop in [None, *drops]:
-        whole = num_layers if drop is None else drop + 1
-        kept = [DROPPED_TO * c.tokens] * (num_layers - whole)
-        sources = 0 if drop is None else whole
-        rest = c.cost.prefill([c.tokens] * whole + kept, [0] * num_layers, sources)
-        rest -= whole * c.cost.attention(c.tokens, 0)
-        parts = [[layer for layer in block if layer < whole] for block in blocks]
-        options = [0, *TILES]
-        costs = [[len(p) * c.cost.attention(c.tokens, t) for t in options] for p in parts]
-        errors = [
-            [0.0, *(sparse[block[0], t] * len(p) / len(block) for t in TILES)]
-            for block, p in zip(blocks, parts, strict=True)
-        ]
-        try:
-            picked = pick(errors, costs, limit - rest)
-        except ValueError:
-            fastest = min(fastest, rest + sum(map(min, costs)))
-            continue
-        error = picked.error + (0.0 if drop is None else dropped[drop])
-        chosen = {tuple(p): options[o] for p, o in zip(parts, picked.options, strict=True)}
-        candidates.append((error, drop, _tiles(num_layers, chosen), rest + picked.cost, picked))
-    if not candidates:
+
+def _fast_enough(c: Calibration, dense_ms: float) -> list[tuple[dict[str, Any], float]]:
+    """Settings that reach the target, and their ms: behind each of some layers as many tokens go on
+    as may, the layers up to there dense or sparse; and all tokens, every layer sparse.
+
+    Raises:
+        PureKVError: nothing is fast enough.
+    """
+    num_layers, limit = c.num_layers, dense_ms / c.target.value
+    step = max(1, num_layers // (DROP_LAYERS + 1))
+    drops = {DROP_FIRST, *range(step, num_layers - 1, step)}
+    found: list[tuple[dict[str, Any], float]] = []
+    fastest = dense_ms
+    for tile in (0, TILE):
+        whole = c.cost.prefill([c.tokens] * num_layers, [tile] * num_layers)
+        fastest = min(fastest, whole)
+        if whole <= limit and tile:
+            found.append(({"budget": 1.0} | _sparse([tile] * num_layers), whole))
+        for layer in sorted(layer for layer in drops if layer < num_layers - 1):
+            below, above = layer + 1, num_layers - layer - 1
+            tiles = [tile] * below + [0] * above
+            times = {
+                share: c.cost.prefill(
+                    [c.tokens] * below + [share * c.tokens] * above, tiles, drops=1
+                )
+                for share in SHARES
+            }
+            fastest = min(fastest, *times.values())
+            shares = [share for share, ms in times.items() if ms <= limit]
+            if shares:
+                dropping = {
+                    "budget": shares[-1], "scorer": "clie", "source_layers": [layer],
+                    "evict": "drop",
+                }  # fmt: skip
+                found.append((dropping | (_sparse(tiles) if tile else {}), times[shares[-1]]))
+    if not found:
         raise PureKVError(
             f"target {c.target} is out of reach at {c.tokens} tokens: the fastest plan is "
             f"{dense_ms / fastest:.2f}x; lower it"
         )
-    error, drop, tiles, ms, picked = min(candidates, key=lambda one: one[0])
-    settings: dict[str, Any] = {}
-    if any(tiles):
-        settings |= {"prefill": "spatiotemporal", "spatiotemporal": {"tile": list(tiles)}}
-    if drop is not None:
-        settings |= {
-            "budget": DROPPED_TO,
-            "scorer": "clie",
-            "source_layers": [drop],
-            "evict": "drop",
-        }
-    expected = {
-        "kl, as a sum of the choices'": _significant(error),
-        "of which no choice of tiles avoids": _significant(error - picked.error + picked.bound),
-        "speedup": round(dense_ms / ms, 2),
-        "tokens": c.tokens,
-        "ms": round(ms),
-        "dense ms": round(dense_ms),
-    }
-    measured = {
-        "cost model": c.cost.to_dict(),
-        "kl by first layer of a sparse block, and tile": {
-            f"{layer}, {tile}": _significant(value) for (layer, tile), value in sparse.items()
-        },
-        "kl by layer behind which tokens drop": {
-            str(k): _significant(v) for k, v in dropped.items()
-        },
-    }
-    return settings, expected, measured
+    return found
 
 
-def _tiles(num_layers: int, parts: Mapping[tuple[int, ...], int]) -> tuple[int, ...]:
-    """Of each layer; 0 outside the parts."""
-    of = {layer: tile for part, tile in parts.items() for layer in part}
-    return tuple(of.get(layer, 0) for layer in range(num_layers))
+def _sparse(tiles: Sequence[int]) -> dict[str, Any]:
+    return {"prefill": "spatiotemporal", "spatiotemporal": {"tile": list(tiles)}}
 
 
-def _sparse(tiles: tuple[int, ...]) -> PureKVConfig:
-    pattern = SpatioTemporalConfig(tile=tiles, min_tokens=0)
-    return PureKVConfig(budget=1.0, prefill="spatiotemporal", spatiotemporal=pattern)
-
-
-def _dropping(layer: int) -> PureKVConfig:
+def _for_prefill(settings: Mapping[str, Any]) -> PureKVConfig:
+    """A plan's settings as they are on a long prompt, though the calibration's are short."""
+    pattern = settings.get("spatiotemporal")
+    long = SpatioTemporalConfig(tile=tuple(pattern["tile"]), min_tokens=0) if pattern else None
     return PureKVConfig(
-        budget=DROPPED_TO, source_layers=(layer,), evict="drop", first_token="compressed"
+        **{**settings, "source_layers": tuple(settings.get("source_layers", ())) or "auto"}
+        | ({"spatiotemporal": long} if long else {}),
+        first_token="compressed",
     )
 
 
