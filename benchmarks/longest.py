@@ -38,27 +38,29 @@ def main() -> None:
     assert tower is not None
     found: list[dict[str, Any]] = []
     for tokens in map(int, arguments.tokens.split(",")):
-        for budget in map(float, arguments.budgets.split(",")):
-            config = PureKVConfig(
-                budget=budget, evict="drop", source_layers=(2,), first_token="exact",
-                prefill="spatiotemporal", spatiotemporal=SpatioTemporalConfig(min_tokens=0),
-            )  # fmt: skip
-            values = rows.method(config) | {"tokens": tokens, "batch": 1}
-            try:
-                with BatchedChunks(tower):
-                    workload = Workload.prepare(model, random_inputs(model.config, tokens))
-                values["tokens"] = workload.tokens
-                with PureKV(config)(model):
-                    passes = [prefill(workload, DynamicCache()) for _ in range(2)]
-                values |= rows.timing(passes[1:])
-            except torch.OutOfMemoryError:
-                values["skipped"] = "out of memory"
-            workload = None
-            found.append(rows.row("lm_prefill", **values))
-            print({k: v for k, v in found[-1].items() if v is not None}, file=sys.stderr)
-            write_results(arguments.out, settings(arguments), found)
-            if found[-1]["skipped"]:
-                return
+        try:
+            with BatchedChunks(tower):
+                workload = Workload.prepare(model, random_inputs(model.config, tokens))
+            for budget in map(float, arguments.budgets.split(",")):
+                found.append(measure(workload, budget))
+        except torch.OutOfMemoryError:
+            found.append(rows.row("lm_prefill", tokens=tokens, batch=1, skipped="out of memory"))
+        write_results(arguments.out, settings(arguments), found)
+        if found[-1]["skipped"]:
+            return
+
+
+def measure(workload: Workload, budget: float) -> dict[str, Any]:
+    config = PureKVConfig(
+        budget=budget, evict="drop", source_layers=(2,), first_token="exact",
+        prefill="spatiotemporal", spatiotemporal=SpatioTemporalConfig(min_tokens=0),
+    )  # fmt: skip
+    with PureKV(config)(workload.model):
+        passes = [prefill(workload, DynamicCache()) for _ in range(2)]
+    values = rows.method(config) | {"tokens": workload.tokens, "batch": 1}
+    row = rows.row("lm_prefill", **values, **rows.timing(passes[1:]))
+    print({key: value for key, value in row.items() if value is not None}, file=sys.stderr)
+    return row
 
 
 if __name__ == "__main__":

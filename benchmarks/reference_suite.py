@@ -78,6 +78,7 @@ MODES: list[tuple[str, float, dict[str, Any]]] = [
     ("clie", 0.1, {"evict": "drop", **EARLY}),
     ("clie", 0.2, {"evict": "drop", **EARLY, **SPARSE}),
     ("clie", 0.1, {"evict": "drop", **EARLY, **SPARSE}),
+    ("clie", 0.35, {"evict": "drop", "source_layers": (5,), **SPARSE}),
     ("clie", 0.2, {"evict": "drop", "source_layers": (14,)}),
     ("fastv", 0.2, {}),
     ("evs", 0.2, {}),

@@ -197,7 +197,8 @@ def layer_rows(
 
 
 def configs(sparse: SpatioTemporalConfig) -> tuple[PureKVConfig, ...]:
-    """All tokens computed; then 20% and 10% of them above layer 2."""
+    """All tokens computed; then 20% and 10% of them above layer 2; and 35% above layer 4, which is
+    the embedded model's plan for 3.16x (layer 5 of 30) at 28 layers."""
     common: dict[str, Any] = {"prefill": "spatiotemporal", "spatiotemporal": sparse}
     drop = {"evict": "drop", "source_layers": (2,)}
     return (
@@ -205,6 +206,7 @@ def configs(sparse: SpatioTemporalConfig) -> tuple[PureKVConfig, ...]:
         PureKVConfig(budget=0.2, **common, **drop),
         PureKVConfig(budget=0.1, **common, **drop),
         PureKVConfig(budget=0.2, **drop),
+        PureKVConfig(budget=0.35, **common, **(drop | {"source_layers": (4,)})),
     )
 
 

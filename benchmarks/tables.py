@@ -3,7 +3,7 @@
     python benchmarks/tables.py           # rewrite what stands between the marks
     python benchmarks/tables.py --check   # fail if a table is not what the results say
 
-A mark is `<!-- table: NAME FILE.json -->`, or with files joined by +; a table ends at `<!-- end -->`.
+A mark is `<!-- table: NAME FILE.json -->`, or with files joined by +; it ends at `<!-- end -->`.
 """
 
 import argparse

@@ -35,7 +35,7 @@ Progress = Callable[[int, int], None]
 BUDGETS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
 """At which each layer's own error is measured."""
 SCORERS = ("clie", "clie_rare")
-"""Both are tried with the sources and budgets found."""
+"""Both are tried with what else was found."""
 MOST_SOURCES = 8
 SLACK = 0.02
 """More error than with every layer its own source, above which another source is worth it."""
@@ -267,12 +267,11 @@ def _fast_enough(c: Calibration, dense_ms: float) -> list[tuple[dict[str, Any], 
             }
             fastest = min(fastest, *times.values())
             shares = [share for share, ms in times.items() if ms <= limit]
-            if shares:
-                dropping = {
-                    "budget": shares[-1], "scorer": "clie", "source_layers": [layer],
-                    "evict": "drop",
-                }  # fmt: skip
-                found.append((dropping | (_sparse(tiles) if tile else {}), times[shares[-1]]))
+            if not shares:
+                continue
+            dropping = {"budget": shares[-1], "scorer": "clie", "source_layers": [layer]}
+            dropping |= {"evict": "drop"} | (_sparse(tiles) if tile else {})
+            found.append((dropping, times[shares[-1]]))
     if not found:
         raise PureKVError(
             f"target {c.target} is out of reach at {c.tokens} tokens: the fastest plan is "
