@@ -168,7 +168,7 @@ def ask(arguments: argparse.Namespace, part: int) -> Iterator[list[Record]]:
     asked = time.perf_counter()
     for batch in evaluate(
         model, checkpoint.processor(), samples[part :: arguments.workers], configs,
-        batch_size=arguments.batch, read=read,
+        batch_size=arguments.batch, read=read, decode=not arguments.forced,
     ):  # fmt: skip
         yield batch
         if arguments.minutes is not None and time.perf_counter() - asked > 60 * arguments.minutes:
@@ -214,6 +214,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="samples prefilled together")
     parser.add_argument(
         "--workers", type=int, default=1, help="processes; a small model leaves a GPU idle"
+    )
+    parser.add_argument(
+        "--forced", action="store_true", help="read answers off the gold ones: no decoding"
     )
     parser.add_argument("--seed", type=int, default=20_000, help="of the data; never trained on")
     parser.add_argument("--minutes", type=float, help="stop there with the samples done so far")

@@ -118,6 +118,46 @@ def test_batches_of_many_kinds_answer_as_each_sample_alone(samples):
             assert outcome.kv_bytes < full.kv_bytes
 
 
+def test_answers_read_off_the_gold_ones_are_right_where_decoded_ones_are(samples):
+    """Gold answers are what the full cache decodes, so that some are right and some are not."""
+    model, processor = tiny_model(), tiny_processor()
+    letters = processor.tokenizer("abcdefghijklmnop", add_special_tokens=False)["input_ids"]
+    model.generation_config.eos_token_id = letters[::3]
+    head = torch.zeros_like(model.lm_head.weight)
+    head[letters] = model.lm_head.weight[letters].detach()
+    model.lm_head.weight = torch.nn.Parameter(head)  # says letters only
+
+    def outcomes(asked, decode):
+        found = evaluate(
+            model, processor, asked, CONFIGS, batch_size=2, read=from_memory, decode=decode
+        )
+        records = {record.id: record for records in found for record in records}
+        return [outcome for sample in asked for outcome in records[sample.id].outcomes]
+
+    asked = []
+    fulls = outcomes(samples, True)[:: 1 + len(CONFIGS)]
+    for sample, full in zip(samples, fulls, strict=True):
+        told = zip(sample.turns, full.answers, strict=True)
+        asked.append(
+            replace(
+                sample,
+                turns=tuple(replace(turn, answer=text or "no", choices=()) for turn, text in told),
+            )
+        )
+    decoded, read = outcomes(asked, True), outcomes(asked, False)
+    rights = [right for one in decoded for right in one.right]
+    assert rights == [right for one in read for right in one.right]
+    assert set(rights) == {True, False}
+    for ours, theirs in zip(read, decoded, strict=True):
+        assert (ours.kl, ours.agreement, ours.kv_bytes) == (
+            theirs.kl,
+            theirs.agreement,
+            theirs.kv_bytes,
+        )
+        for right, text, whole in zip(ours.right, ours.answers, theirs.answers, strict=True):
+            assert text == whole if right else whole.startswith(text) or text != whole
+
+
 def test_forced_reading_is_what_a_plain_forward_of_the_whole_chat_says(samples):
     model, processor = tiny_model(), tiny_processor()
     sample = samples[0]
@@ -200,8 +240,8 @@ def test_numbers_that_are_not_finite_never_look_lossless(samples):
 def test_the_method_that_is_not_finite_is_named(samples, monkeypatch):
     answer = suite.answer_samples
 
-    def spoiled(model, processor, batch, stack=None, force=False):
-        rows = answer(model, processor, batch, stack, force)
+    def spoiled(model, processor, batch, stack=None, **settings):
+        rows = answer(model, processor, batch, stack, **settings)
         if stack is None:  # the one that runs alone
             for row in rows:
                 row.forced[0][-1] *= float("nan")

@@ -165,12 +165,17 @@ def answer_samples(
     batch: Batch,
     stack: Stack | None = None,
     force: bool = False,
+    decode: bool = True,
 ) -> list[Row]:
     """Greedy answers to every turn: of each sample, or of each row of a stack of caches.
 
     Args:
         stack: the batch's first prompt, prefilled by a `SharedPrefill`; its cache grows.
         force: also read the gold answers, for `Row.forced`.
+        decode: if not, answers come from that reading: greedy decoding says the gold answer just
+            when each of its tokens, and then the end, is the most likely one. Of another answer
+            that gives the first token that differs, and what was said before. One forward for all
+            tokens of an answer, where decoding takes one for each.
     """
     inputs: dict[str, Any] = dict(batch.inputs)
     copies, text = 1, None
@@ -182,7 +187,7 @@ def answer_samples(
     ends = _end_tokens(model, processor)
     rows = [Row([], [], []) for _ in range(inputs["input_ids"].shape[0])]
     for turn, prompts in enumerate(batch.prompts):
-        room = batch.max_new_tokens[turn] * copies
+        room = batch.max_new_tokens[turn] * copies if decode else [1] * len(rows)
         with _cache_sizes(model) as sizes, first_positions(model) as positions:
             output = model.generate(
                 **inputs,
@@ -196,23 +201,30 @@ def answer_samples(
                 row.kv_bytes = sizes[0] // len(rows)
         text = text or TextPositions.of_prompt(model, positions[0])
         seen = inputs["input_ids"].shape[1]
-        for row, ids, most in zip(rows, output.sequences[:, seen:].tolist(), room, strict=True):
-            said = list(takewhile(lambda token: token not in ends, ids[:most]))
-            row.texts.append(processor.decode(said, skip_special_tokens=True).strip())
-            row.ended.append(len(said) < len(ids[:most]))
+        said = [
+            ids[:most] for ids, most in zip(output.sequences[:, seen:].tolist(), room, strict=True)
+        ]
         cache = cache_of(output)
         _rewind(cache, seen)  # forget the model's own answer
         inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")} | {CACHE: cache}
         if force:
             first = output.logits[0].float().log_softmax(-1)
             golds = batch.golds[turn] * copies
+            gold_ids = processor.tokenizer(golds, add_special_tokens=False)["input_ids"]
             forced = [first[:0]] * len(rows)  # of empty answers
-            if any(processor.tokenizer(golds, add_special_tokens=False)["input_ids"]):
+            if any(gold_ids):
                 if turn == 0:
                     text.answer(model)
                 forced = _read(model, processor, inputs, golds)
             for number, row in enumerate(rows):
                 row.forced.append(torch.cat([first[number, None], forced[number]]))
+            if not decode:
+                likely = [row.forced[turn].argmax(-1).tolist() for row in rows]
+                said = [_until_it_differs(*pair) for pair in zip(likely, gold_ids, strict=True)]
+        for row, ids in zip(rows, said, strict=True):
+            words = list(takewhile(lambda token: token not in ends, ids))
+            row.texts.append(processor.decode(words, skip_special_tokens=True).strip())
+            row.ended.append(len(words) < len(ids))
         if turn + 1 < len(batch.prompts):
             text.go_on(model)
             new = [
@@ -221,6 +233,13 @@ def answer_samples(
             ]
             inputs = {CACHE: cache} | _next_inputs(processor, inputs, new * copies)
     return rows
+
+
+def _until_it_differs(likely: list[int], gold: list[int]) -> list[int]:
+    """Tokens of a greedy answer up to the first that is not the gold answer's, or the one behind
+    it. `likely` are the most likely ones behind each part of the gold answer."""
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(likely, gold, strict=False))
+    return likely[: len(list(same)) + 1]
 
 
 def _read(

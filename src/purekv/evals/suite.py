@@ -30,7 +30,7 @@ from purekv.evals.answering import (
 from purekv.evals.frames import FewerFrames
 from purekv.evals.methods import Method, method_name
 from purekv.evals.samples import Sample
-from purekv.evals.shared import SharedPrefill
+from purekv.evals.shared import SharedPrefill, Stack
 from purekv.fit import check_for_model
 
 Item = TypeVar("Item")
@@ -108,6 +108,7 @@ def evaluate(
     rows_at_once: int | None = None,
     read: Read | None = None,
     done: Mapping[str, Record] | None = None,
+    decode: bool = True,
 ) -> Iterator[list[Record]]:
     """Ask every sample all its turns, with the full cache and with each config.
 
@@ -122,12 +123,16 @@ def evaluate(
         read: how a sample becomes pixels (default: its files are decoded).
         done: records of an earlier call with the same samples, by id. Batches are the same as
             theirs; those that are whole are not asked again.
+        decode: whether answers are decoded, or read off the gold ones (`answer_samples`): several
+            times as fast, the same answers right, wrong ones cut where they differ. Where answers
+            are free text, all are decoded.
 
     Raises:
         PureKVError: two samples share an id.
     """
     check_ids(samples)
-    asking = Asking(model, processor, configs, rows_at_once)
+    decode = decode or any(turn.references for sample in samples for turn in sample.turns)
+    asking = Asking(model, processor, configs, rows_at_once, decode)
     read = read or (lambda sample: read_media(processor, sample))
     for group in _ahead(make_groups(samples, batch_size, read, done or {})):
         if isinstance(group, Record):
@@ -199,6 +204,7 @@ class Asking:
         processor: ProcessorMixin,
         configs: Sequence[Method],
         rows_at_once: int | None = None,
+        decode: bool = True,
     ) -> None:
         if rows_at_once is None:
             rows_at_once = 32 if model.device.type == "cpu" else 512
@@ -207,6 +213,7 @@ class Asking:
                 check_for_model(config, model)
         self.model, self.processor = model, processor
         self.configs, self.rows_at_once = list(configs), rows_at_once
+        self.decode = decode
         self.shared = [number for number, config in enumerate(configs) if _shares_prefill(config)]
 
     def ask(self, group: Group[Media]) -> list[Record]:
@@ -221,6 +228,11 @@ class Asking:
                 return [Record(sample.id, 0, media.pixels, skipped=reason, sound=media.sound)]
         pairs = zip(group.samples, group.media, strict=True)
         return [record for pair in pairs for record in self.ask(Group([pair[0]], [pair[1]]))]
+
+    def _answer(self, batch: Batch, stack: Stack | None = None) -> list[Row]:
+        return answer_samples(
+            self.model, self.processor, batch, stack, force=True, decode=self.decode
+        )
 
     def _named(self, number: int) -> str:
         if number == 0:
@@ -248,7 +260,7 @@ class Asking:
             visual_tokens = run.report.visual_tokens
             while stacks:
                 stack = stacks.pop(0)  # its cache is freed once it has answered
-                rows = answer_samples(self.model, self.processor, batch, stack, force=True)
+                rows = self._answer(batch, stack)
                 for place, member in enumerate(stack.members):
                     ours = rows[place * size : (place + 1) * size]
                     full = full or ours  # the full cache comes first
@@ -259,11 +271,11 @@ class Asking:
                 fewer = prepare_samples(self.model, self.processor, group.samples, media)
                 with SharedPrefill([], self.model) as plain:
                     (stack,) = plain.stacks(fewer.inputs)
-                    rows = answer_samples(self.model, self.processor, fewer, stack, force=True)
+                    rows = self._answer(fewer, stack)
                 take(1 + number, rows)
             elif number not in self.shared:
                 with Run(config, self.model):
-                    rows = answer_samples(self.model, self.processor, batch, force=True)
+                    rows = self._answer(batch)
                 take(1 + number, rows)
         return [
             Record(
