@@ -22,7 +22,7 @@ import torch
 from common import RESULTS
 
 HERE = Path(__file__).parent
-SUITE = "reference_suite.py --level full --draw --dtype bfloat16 --device cuda"
+SUITE = "reference_suite.py --level full --draw --forced --dtype bfloat16 --device cuda"
 TORCHRUN = "-m torch.distributed.run --standalone --nproc-per-node"
 
 

@@ -173,6 +173,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--budget", type=int, default=60_000, help="tokens a step")
     parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--choices", type=float, default=0.3, help="share of multiple choice")
+    parser.add_argument(
+        "--emphasis", default="", help="category=times, comma-separated: how much its answers count"
+    )
     parser.add_argument("--tower-lr", type=float, default=4e-4)
     parser.add_argument("--lora-lr", type=float, default=1e-3)
     parser.add_argument("--aux", type=float, default=0.3, help="weight of the token labels' loss")
@@ -215,6 +218,11 @@ class Run:
             for key in group:
                 group[key] = group[key].to(self.device).requires_grad_()
             taken[name] = f"{len(fits)} of {len(given)}"
+        self.emphasis: Tensor | None = None
+        if args.emphasis:
+            times = {c: float(n) for c, n in (one.split("=") for one in args.emphasis.split(","))}
+            self.emphasis = torch.tensor([times.pop(c, 1.0) for c in CATEGORIES]).to(self.device)
+            assert not times, f"no such category: {', '.join(times)}"
         self.optimizer = self.make_optimizer()
         if args.stage == stage == "answers":
             settings = self.optimizer.state_dict()["param_groups"]
@@ -421,7 +429,7 @@ class Run:
             if answers:
                 logits = self.answer(batch, seen, effective(self.base, self.lora))
                 target = batch.target.to(self.device, non_blocking=True)
-                talk = F.cross_entropy(logits, target)
+                talk = self.talk_loss(batch, logits, target)
                 loss = talk + args.aux * loss
                 losses_now.append(talk.detach())
                 sums += self.score(batch, logits.detach(), target)
@@ -471,6 +479,14 @@ class Run:
             seconds=round(time.time() - start, 1),
             gib=round(peak, 1),
         )
+
+    def talk_loss(self, batch: Batch, logits: Tensor, target: Tensor) -> Tensor:
+        """Mean over answer tokens, those of an emphasised category counting as so many."""
+        each = F.cross_entropy(logits, target, reduction="none")
+        if self.emphasis is None:
+            return each.mean()
+        weight = self.emphasis[batch.category[batch.turn].to(self.device, non_blocking=True)]
+        return (each * weight).sum() / weight.sum()
 
     @staticmethod
     def phase_at(progress: float) -> int:

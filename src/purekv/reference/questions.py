@@ -26,8 +26,9 @@ CATEGORIES = (
     "compare", "page",
 )  # fmt: skip
 IMAGE_CATEGORIES = ("code", "colour", "shape", "location", "count")
-# How often a training chat comes back to a category: what is learnt last, most.
-_AGAIN = {"count": 0, "compare": 3, "state": 2, "direction": 2, "half": 2, "location": 2}
+# How often a training chat comes back to a category: what is learnt last, most. There is one count
+# a scene, so only prompts of several come back to it.
+_AGAIN = {"count": 3, "compare": 3, "state": 2, "direction": 2, "half": 2, "location": 2}
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
 ORDINALS = (
     "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth",
@@ -282,7 +283,8 @@ def chat(
     """A training chat: every category in random order, then more; no answer given away."""
     kinds = categories(media, scenes[0].frames)
     wanted = [kinds[i] for i in rng.permutation(len(kinds))]
-    again = [c for c in kinds for _ in range(_AGAIN.get(c, 1))]
+    several = len(scenes) > 1
+    again = [c for c in kinds if several or c != "count" for _ in range(_AGAIN.get(c, 1))]
     while len(wanted) < turns:
         wanted.append(again[int(rng.integers(len(again)))])
     return _chosen(scenes, rng, wanted[:turns], level, choices)
