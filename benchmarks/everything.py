@@ -23,6 +23,7 @@ from common import RESULTS
 
 HERE = Path(__file__).parent
 SUITE = "reference_suite.py --level full --draw --forced --dtype bfloat16 --device cuda"
+SECOND = "--model {second} --plan ../training/second/plan.json"
 TORCHRUN = "-m torch.distributed.run --standalone --nproc-per-node"
 
 
@@ -36,9 +37,9 @@ class Result:
 
 MADE = {
     "reference_1k": Result(f"{SUITE} --tokens 1k --plan reference --workers 2 --batch 64"),
-    "second_1k": Result(f"{SUITE} --tokens 1k --model {{second}} --workers 2 --batch 64"),
+    "second_1k": Result(f"{SUITE} --tokens 1k {SECOND} --workers 2 --batch 64"),
     "reference_4k": Result(f"{SUITE} --tokens 4k --plan reference --workers 4 --batch 16"),
-    "second_4k": Result(f"{SUITE} --tokens 4k --model {{second}} --workers 4 --batch 16"),
+    "second_4k": Result(f"{SUITE} --tokens 4k {SECOND} --workers 4 --batch 16"),
     "modes_1k": Result(f"{SUITE} --level modes --tokens 1k --workers 2"),
     "attention_facts": Result("attention_facts.py"),
     "certificate": Result("certificate.py --plan reference"),
