@@ -16,9 +16,9 @@ from purekv.serving import tables
 from purekv.serving.compaction import Compaction
 from purekv.serving.hole import Hole
 from purekv.serving.manager import CompactedSpec
+from purekv.serving.records import requests_of
 from purekv.serving.requests import Request
 from purekv.serving.settings import ServingConfig
-from purekv.serving.worker import requests_of
 
 
 @dataclass
