@@ -236,7 +236,7 @@ def expected(states: Tensor, start: int, count: int, tokens: int | None = None) 
     return torch.stack(outputs)
 
 
-@pytest.mark.parametrize("layout", ["LBNHC", "LBHNC", "BHLNC"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_compacted_prompt_is_attended_to_as_chosen(flash, config, monkeypatch, layout):
     """In chunks beside a short prompt that stays whole, then token by token, then preempted: prompt
     and answer in one step."""
