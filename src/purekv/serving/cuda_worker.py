@@ -12,8 +12,8 @@ from purekv.serving.base_worker import CompactingWorker
 
 UNTRIED = (
     "purekv: the CUDA backend was written against vLLM 0.32's sources; its arithmetic is tested on "
-    "CPU tensors, its Triton compaction kernel and table rewrite on an H100 outside vLLM, and it "
-    "was never run inside vLLM on a GPU"
+    "CPU tensors, its table rewrite and choice of entries on an H100 outside vLLM, and it was "
+    "never run inside vLLM on a GPU"
 )
 
 
