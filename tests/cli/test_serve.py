@@ -35,6 +35,14 @@ def test_own_options_become_settings_and_others_pass(executed):
     assert not list(Path(os.environ[FOLDER]).iterdir())
 
 
+def test_on_a_gpu_the_runner_that_was_looked_into_is_chosen(executed, monkeypatch):
+    monkeypatch.setattr("purekv.serving.command.this_device", lambda: "cuda")
+    with pytest.raises(SystemExit):
+        main(["serve", "MODEL"])
+    assert "purekv.serving.cuda_worker.CompactingCUDAWorker" in executed[0]
+    assert os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "0"
+
+
 def test_a_folder_for_counters_that_the_user_named_is_used(executed):
     os.environ[FOLDER] = "mine"
     with pytest.raises(SystemExit):

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -170,3 +171,23 @@ def test_tags_between_the_parts_of_an_image_are_text():
     assert request is not None
     assert request.spans == ((4, 5), (11, 1))
     assert request.tail == 12
+
+
+def test_names_of_rows_spare_the_block_table():
+    requests = Requests()
+    new = [
+        SimpleNamespace(req_id=name, prompt_token_ids=[0] * 9, mm_features=(), block_ids=([block],))
+        for name, block in (("a", 3), ("b", 7))
+    ]
+    cached = SimpleNamespace(req_ids=[], new_block_ids=[], resumed_req_ids=set())
+    requests.update(
+        SimpleNamespace(
+            finished_req_ids=set(), scheduled_new_reqs=new, scheduled_cached_reqs=cached
+        )
+    )
+    table = torch.tensor([[7], [3], [0]])
+    by_block = requests.rows(table, 3)
+    assert by_block == [requests.at(7), requests.at(3), None]
+    requests.names = lambda: ["b", "a"]
+    assert requests.rows(torch.zeros(3, 1), 3) == by_block
+    assert requests.rows(table, 1) == by_block[:1]

@@ -33,7 +33,7 @@ def test_a_language_model_inside_another_finds_the_requests(checkpoint: Path):
     code = (
         "import sys\n"
         "from vllm.engine.arg_utils import EngineArgs\n"
-        "from purekv.serving.worker import register_requests, requests_of\n"
+        "from purekv.serving.records import register_requests, requests_of\n"
         "arguments = EngineArgs(sys.argv[1], enforce_eager=True, skip_tokenizer_init=True)\n"
         "config = arguments.create_engine_config()\n"
         "requests = register_requests(config)\n"

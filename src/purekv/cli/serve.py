@@ -35,7 +35,7 @@ def serve(
     debug: options.Debug = False,
 ) -> None:
     """Serve MODEL with vLLM, compressing prompts; further options are those of vllm serve."""
-    from purekv.serving.command import server_command
+    from purekv.serving.command import ENVIRONMENT, server_command, this_device
     from purekv.serving.counters import share_counters
     from purekv.serving.settings import ServingConfig
 
@@ -47,8 +47,11 @@ def serve(
         sinks=sinks,
         min_tokens=min_tokens,
     )
-    command = server_command(model, settings, context.args)
+    device = this_device()
+    command = server_command(model, settings, context.args, device)
     if find_spec("vllm") is None:
         raise PureKVError("vLLM is not installed; run pip install 'purekv[vllm]'")
     share_counters()
+    for name, value in ENVIRONMENT[device].items():
+        os.environ.setdefault(name, value)
     os.execv(command[0], command)  # signals reach the server itself

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.config import get_current_vllm_config, get_current_vllm_config_or_none
+from vllm.config import get_current_vllm_config_or_none
 from vllm.distributed import get_tensor_model_parallel_world_size, get_tp_group
 from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.kv_cache_interface import FullAttentionSpec
@@ -16,9 +16,9 @@ from purekv.serving import tables
 from purekv.serving.compaction import Compaction
 from purekv.serving.hole import Hole
 from purekv.serving.manager import CompactedSpec
+from purekv.serving.records import requests_of
 from purekv.serving.requests import Request
 from purekv.serving.settings import ServingConfig
-from purekv.serving.worker import requests_of
 
 
 @dataclass
@@ -35,6 +35,14 @@ class Chunk:
     """Of the prompt's positions, int64 [N]; None if the prompt goes on in a later step."""
     row: int
     """Of the block table."""
+
+    @property
+    def places(self) -> Tensor:
+        """Slots that the kept entries take, in order: those of `Hole.positions`."""
+        assert self.slots is not None
+        hole = self.compaction.hole
+        whole = hole.first * hole.block_size
+        return torch.cat([self.slots[:whole], self.slots[whole + hole.entries :]])
 
     @property
     def behind(self) -> slice | None:
@@ -118,9 +126,8 @@ class CompactingBuilder:
         lengths = (common.seq_lens if lengths is None else lengths).tolist()
         holes: list[Hole | None] = [None] * common.num_reqs
         chunks: list[Chunk] = []
-        for row, block in enumerate(table[: common.num_reqs, 0].tolist()):
+        for row, request in enumerate(self._requests.rows(table, common.num_reqs)):
             rows = slice(starts[row], starts[row + 1])
-            request = self._requests.at(block)
             if request is None or rows.start == rows.stop:
                 continue
             hole = settings.room.hole(request.tokens, self._block_size)
@@ -145,14 +152,19 @@ def _slots(table: Tensor, tokens: int, block_size: int) -> Tensor:
 def without_holes(common: Any, holes: list[Hole | None]) -> Any:
     """Attention metadata of the entries that are stored."""
     table, seq_lens, rows = common.block_table_tensor.clone(), common.seq_lens.clone(), len(holes)
+    numbers = [(hole.first, hole.blocks, hole.entries) if hole else (0, 0, 0) for hole in holes]
+    first, blocks, entries = _sent(torch.tensor(numbers), table.device).unbind(1)
     table[:rows], seq_lens[:rows] = tables.without_holes(
-        table[:rows],
-        seq_lens[:rows],
-        torch.tensor([hole.first if hole else 0 for hole in holes], device=table.device),
-        torch.tensor([hole.blocks if hole else 0 for hole in holes], device=table.device),
-        torch.tensor([hole.entries if hole else 0 for hole in holes], device=table.device),
+        table[:rows], seq_lens[:rows], first, blocks, entries
     )
     return common.replace(block_table_tensor=table, seq_lens=seq_lens)
+
+
+def _sent(numbers: Tensor, device: torch.device) -> Tensor:
+    """The same on that device; from pinned memory, as else a GPU is waited for."""
+    if device.type == "cuda":
+        numbers = numbers.pin_memory()
+    return numbers.to(device, non_blocking=True)
 
 
 def only_behind(common: Any, chunk: Chunk) -> Any:
@@ -164,7 +176,7 @@ def only_behind(common: Any, chunk: Chunk) -> Any:
     starts = torch.tensor([0, count], dtype=common.query_start_loc_cpu.dtype)
     length = chunk.request.tokens + count
     one = common.replace(
-        query_start_loc=starts.to(common.query_start_loc.device),
+        query_start_loc=_sent(starts, common.query_start_loc.device),
         query_start_loc_cpu=starts,
         seq_lens=torch.full_like(common.seq_lens[:1], length),
         seq_lens_cpu_upper_bound=torch.tensor([length], dtype=torch.int32),
@@ -177,18 +189,30 @@ def only_behind(common: Any, chunk: Chunk) -> Any:
         is_prefilling=None,
         positions=None,
     )
+    one.mm_req_doc_ranges = None  # of prompts, by row
     return without_holes(one, [chunk.compaction.hole])
 
 
 class CompactingImpl:
     """Mixed into a backend's implementation: prompts that end in a step are compacted behind the
-    layer's own attention, so that the prefill is exact."""
+    layer's own attention, so that the prefill is exact.
+
+    Raises:
+        PureKVError: the layer has no cache of its own, or its worker does not compress.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        config = get_current_vllm_config()
-        if ServingConfig.among(config.additional_config):
-            requests_of(config)  # or refuses a worker that does not compress
+        config = get_current_vllm_config_or_none()  # none in tools that build a layer by itself
+        self.compacts = bool(config and ServingConfig.among(config.additional_config))
+        if not self.compacts:
+            return
+        requests_of(config)  # or refuses a worker that does not compress
+        if getattr(self, "kv_sharing_target_layer_name", None) is not None:
+            raise PureKVError(
+                "purekv cannot serve: layers that share a cache would compact it twice; serve "
+                "this model without purekv"
+            )
 
     def forward(
         self,
@@ -252,10 +276,9 @@ class CompactingImpl:
             _average,
         )
         heads = torch.arange(key.shape[1], device=key.device)
-        places = chunk.slots[compaction.hole.positions()]
-        self.do_kv_cache_update(  # type: ignore[attr-defined]
-            layer, key[kept.T, heads], value[kept.T, heads], kv_cache, places
-        )
+        # vLLM's writer for GPUs takes a token's heads to lie one behind the other.
+        key, value = (states[kept.T, heads].contiguous() for states in (key, value))
+        self.do_kv_cache_update(layer, key, value, kv_cache, chunk.places)  # type: ignore[attr-defined]
 
     def stored(self, kv_cache: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values at these slots, [n, num_key_value_heads, D] each."""

@@ -4,17 +4,36 @@ import json
 import sys
 from collections.abc import Sequence
 
+import torch
+
 from purekv.errors import PureKVError
 from purekv.serving.settings import KEY, ServingConfig
 
-WORKER = "purekv.serving.worker.CompactingCPUWorker"
+WORKERS = {
+    "cpu": "purekv.serving.worker.CompactingCPUWorker",
+    "cuda": "purekv.serving.cuda_worker.CompactingCUDAWorker",
+}
+"""By vLLM's name of the device."""
 
-REQUIRED = ("--no-enable-prefix-caching", "--enforce-eager")
+REQUIRED = {
+    "cpu": ("--no-enable-prefix-caching", "--enforce-eager"),
+    "cuda": ("--no-enable-prefix-caching", "--attention-backend", "FLASH_ATTN"),
+}
 """Without which compression refuses to start; see `purekv.serving.refusals`."""
 
+ENVIRONMENT = {"cpu": {}, "cuda": {"VLLM_USE_V2_MODEL_RUNNER": "0"}}
+"""Likewise."""
 
-def server_command(model: str, settings: ServingConfig, rest: Sequence[str]) -> list[str]:
-    """What to execute; `rest` are options of `vllm serve`, the user's own.
+
+def this_device() -> str:
+    """Where a vLLM that fits this torch serves; its own answer takes seconds to import."""
+    return "cuda" if torch.version.cuda and torch.cuda.is_available() else "cpu"
+
+
+def server_command(
+    model: str, settings: ServingConfig, rest: Sequence[str], device: str = "cpu"
+) -> list[str]:
+    """What to execute on that device; `rest` are options of `vllm serve`, the user's own.
 
     Raises:
         PureKVError: `rest` sets what compression has to set.
@@ -27,8 +46,8 @@ def server_command(model: str, settings: ServingConfig, rest: Sequence[str]) -> 
             )
     return [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model),
-        *("--worker-cls", WORKER),
+        *("--worker-cls", WORKERS[device]),
         *("--additional-config", json.dumps({KEY: settings.to_dict()})),
-        *REQUIRED,
+        *REQUIRED[device],
         *rest,
     ]

@@ -40,6 +40,7 @@ class Compaction:
     """The prompt's first tokens, which stay."""
     observed: Tensor | None = field(default=None, repr=False)
     """What the last source layer measured, for the layers above it."""
+    _tools: dict[tuple[torch.device, int], "_Tools"] = field(default_factory=dict, repr=False)
 
     @property
     def window_start(self) -> int:
@@ -89,7 +90,7 @@ class Compaction:
             scaling: factor on the dot products.
             average: over the parts of a layer that other workers hold, for what all heads share.
         """
-        device = key.device
+        tools = self._tools_on(key.device, key.shape[1])
         query, key, value = (states.transpose(0, 1)[None] for states in (query, key, value))
         layer = WindowInputs(
             layer_idx,
@@ -97,8 +98,8 @@ class Compaction:
             key,
             value,
             scaling,
-            layout=self.layout.to(device),
-            window=self._window.to(device),
+            layout=tools.layout,
+            window=tools.window,
             rotation=None,  # type: ignore[arg-type]  # no scorer here undoes it
         )
         if scorer.observes(layer_idx):
@@ -106,9 +107,25 @@ class Compaction:
             if isinstance(scorer, CLIE):  # one importance for all heads
                 self.observed = average(self.observed)
         scores = scorer.score(layer, self.observed).expand(1, key.shape[1], -1)
-        protected = self._protected
-        quota = self.hole.kept - int(protected.sum())
-        selector = Selector(ALLOCATIONS["uniform"], ~protected, protected, [quota], 1, key.shape[1])
-        selection = selector.select(0, scores)
+        selection = tools.selector.select(0, scores)
         assert isinstance(selection, Selection)
         return selection.index[0]
+
+    def _tools_on(self, device: torch.device, heads: int) -> "_Tools":
+        """Made once for all layers, as moving them to a GPU waits for it."""
+        if (device, heads) not in self._tools:
+            protected = self._protected
+            quota = [self.hole.kept - int(protected.sum())]
+            selector = Selector(ALLOCATIONS["uniform"], ~protected, protected, quota, 1, heads)
+            moved = self.layout.to(device), self._window.to(device)
+            self._tools[device, heads] = _Tools(*moved, selector)
+        return self._tools[device, heads]
+
+
+@dataclass(frozen=True)
+class _Tools:
+    """What a prompt's length and media alone decide."""
+
+    layout: Layout
+    window: Window
+    selector: Selector

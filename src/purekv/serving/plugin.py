@@ -12,7 +12,7 @@ def register() -> None:
     import vllm
 
     from purekv.errors import PureKVError
-    from purekv.serving.versions import check_version
+    from purekv.serving.versions import OLDEST, check_version, is_between
 
     try:
         check_version(vllm.__version__)
@@ -25,3 +25,7 @@ def register() -> None:
 
     register_manager()
     register_backend(AttentionBackendEnum.CPU_ATTN, "purekv.serving.cpu.CompactingCPUBackend")
+    if is_between(vllm.__version__, OLDEST["cuda"]):
+        register_backend(
+            AttentionBackendEnum.FLASH_ATTN, "purekv.serving.flash.CompactingFlashBackend"
+        )

@@ -1,5 +1,6 @@
 """What a worker knows of the requests it serves, by the first block that each of them holds."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,8 @@ class Requests:
     row of its block table begins with a block that only one request holds."""
 
     def __init__(self) -> None:
+        self.names: Callable[[], Sequence[str]] | None = None
+        """Of the rows of the step that runs, where a worker can tell."""
         self._by_id: dict[str, Request] = {}
         self._by_block: dict[int, Request] = {}
 
@@ -39,6 +42,17 @@ class Requests:
     def at(self, block: int) -> Request | None:
         """The request whose first block this is; None at rows that only pad a batch."""
         return self._by_block.get(block)
+
+    def rows(self, table: Tensor, count: int) -> list[Request | None]:
+        """Whose the first rows of a step's block table are.
+
+        Without names this reads the table's first column, which on a GPU waits for all that was
+        queued before it.
+        """
+        if self.names is None:
+            return [self.at(block) for block in table[:count, 0].tolist()]
+        known = [self._by_id.get(name) for name in self.names()[:count]]
+        return known + [None] * (count - len(known))  # steps that only warm up have no names
 
     def update(self, step: Any) -> None:
         """Take in one `SchedulerOutput`, before the step runs."""

@@ -4,20 +4,28 @@ import re
 
 from purekv.errors import PureKVError
 
-OLDEST, NEWEST = (0, 29), (0, 32)
-"""Both included, with all their patch releases."""
+OLDEST = {"cpu": (0, 29), "cuda": (0, 32)}
+NEWEST = (0, 32)
+"""Both included, with all their patch releases. What an older release does on a GPU (another layout
+of the cache, cascade attention) was not looked into."""
 
 
-def check_version(version: str) -> None:
+def is_between(version: str, oldest: tuple[int, int]) -> bool:
+    """Whether a version of vLLM is neither older than that one nor newer than `NEWEST`."""
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    return numbers is not None and oldest <= (int(numbers[1]), int(numbers[2])) <= NEWEST
+
+
+def check_version(version: str, oldest: tuple[int, int] = OLDEST["cpu"]) -> None:
     """Refuse a vLLM that the plugin was never run with.
 
     Raises:
         PureKVError: the version is older or newer, or cannot be read.
     """
-    numbers = re.match(r"(\d+)\.(\d+)", version)
-    if numbers and OLDEST <= (int(numbers[1]), int(numbers[2])) <= NEWEST:
+    if is_between(version, oldest):
         return
-    tested = " to ".join(".".join(map(str, one)) for one in (OLDEST, NEWEST))
+    ends = sorted({oldest, NEWEST})
+    tested = " to ".join(".".join(map(str, one)) for one in ends)
     raise PureKVError(
         f"vLLM {version} was not tested with purekv[vllm]; install one of {tested}, or serve "
         "without compression"
