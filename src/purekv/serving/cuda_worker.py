@@ -5,6 +5,7 @@ import logging
 from typing import Any
 
 from vllm.platforms import current_platform
+from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 from vllm.v1.worker.gpu_worker import Worker
 
 from purekv.errors import PureKVError
@@ -23,6 +24,9 @@ class CompactingCUDAWorker(CompactingWorker, Worker):
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         if not current_platform.is_cuda():  # ROCm calls its devices cuda as well
             raise PureKVError("purekv cannot serve: of GPUs, only NVIDIA's are provided for")
+        register_backend(
+            AttentionBackendEnum.FLASH_ATTN, "purekv.serving.flash.CompactingFlashBackend"
+        )
         super().__init__(vllm_config, *args, **kwargs)
         if self.rank == 0:
             logging.getLogger(__name__).warning(UNTRIED)

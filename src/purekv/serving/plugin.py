@@ -7,12 +7,13 @@ def register() -> None:
     """Make compression known to vLLM; nothing is compressed unless `--additional-config` asks.
 
     May run more than once. Where vLLM was not tested nothing is made known: the worker class then
-    refuses to start, with the reason.
+    refuses to start, with the reason. The backend for GPUs is made known by the worker that uses
+    it: on a GPU, vLLM without compression does not meet our code.
     """
     import vllm
 
     from purekv.errors import PureKVError
-    from purekv.serving.versions import OLDEST, check_version, is_between
+    from purekv.serving.versions import check_version
 
     try:
         check_version(vllm.__version__)
@@ -25,7 +26,3 @@ def register() -> None:
 
     register_manager()
     register_backend(AttentionBackendEnum.CPU_ATTN, "purekv.serving.cpu.CompactingCPUBackend")
-    if is_between(vllm.__version__, OLDEST["cuda"]):
-        register_backend(
-            AttentionBackendEnum.FLASH_ATTN, "purekv.serving.flash.CompactingFlashBackend"
-        )
