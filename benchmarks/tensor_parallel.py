@@ -29,7 +29,8 @@ from common import RESULTS, settings, write_results
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from purekv import PureKV, PureKVConfig, SpatioTemporalConfig
+from purekv import PureKV, PureKVConfig, SpatioTemporalConfig, families
+from purekv.attention.vision import BatchedChunks
 from purekv.bench import SHAPES, Workload, random_inputs, random_model, rows
 from purekv.bench.phases import Measured, decode, prefill
 from purekv.bench.stopwatch import Laps
@@ -102,7 +103,9 @@ def load(folder: Path, arguments: argparse.Namespace, device: torch.device) -> P
 def measure(
     model: PreTrainedModel, tokens: int, arguments: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
-    workload = Workload.prepare(model, random_inputs(model.config, tokens))
+    tower = families.for_config(model.config).vision_tower(model)
+    with BatchedChunks(tower) if tower is not None else nullcontext():
+        workload = Workload.prepare(model, random_inputs(model.config, tokens))
     configs = {
         mode: PureKVConfig(budget=arguments.budget, first_token="exact", **MODES[mode])
         for mode in arguments.modes
