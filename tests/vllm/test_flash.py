@@ -367,19 +367,11 @@ def test_layers_that_share_a_cache_are_refused(flash, config):
     assert len(requests) == 0
 
 
-def test_the_backend_is_registered():
+def test_the_worker_brings_the_backend_and_says_what_was_never_tried(config, monkeypatch, caplog):
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
-    from purekv.serving.plugin import register
-
-    register()
-    path = AttentionBackendEnum.FLASH_ATTN.get_path()
-    assert path == "purekv.serving.flash.CompactingFlashBackend"
-    assert AttentionBackendEnum.FLASH_ATTN.get_class().get_name() == "FLASH_ATTN"
-
-
-def test_the_worker_says_what_was_never_tried(config, monkeypatch, caplog):
     from purekv.serving import cuda_worker
+    from purekv.serving.plugin import register
 
     def start(self, vllm_config):
         self.rank, self.vllm_config = 0, vllm_config
@@ -388,8 +380,15 @@ def test_the_worker_says_what_was_never_tried(config, monkeypatch, caplog):
     monkeypatch.setattr(cuda_worker.Worker, "__init__", start)
     with pytest.raises(PureKVError, match="only NVIDIA"):
         cuda_worker.CompactingCUDAWorker(here)
+    register()  # as vLLM does everywhere, with compression or without
+    assert not AttentionBackendEnum.FLASH_ATTN.is_overridden()
     monkeypatch.setattr(cuda_worker, "current_platform", SimpleNamespace(is_cuda=lambda: True))
-    worker = cuda_worker.CompactingCUDAWorker(here)
+    try:
+        worker = cuda_worker.CompactingCUDAWorker(here)
+        path = AttentionBackendEnum.FLASH_ATTN.get_path()
+    finally:
+        AttentionBackendEnum.FLASH_ATTN.clear_override()
+    assert path == "purekv.serving.flash.CompactingFlashBackend"
     assert "never run inside vLLM on a GPU" in caplog.text
     worker.model_runner = SimpleNamespace(input_batch=SimpleNamespace(req_ids=["a"]))
     assert worker._requests.rows(torch.zeros(1, 1), 1) == [None]
