@@ -168,15 +168,13 @@ def predicted(rows: Rows) -> str:
     for row in rows:
         if (row["what"], row["baseline"]) != ("lm_prefill", "sdpa"):
             continue
-        layers, whole, text = 28, 3, 80  # as sparse_prefill.py runs them
-        drops = int(row["evict"] == "drop")
+        layers, text = 28, 80  # as sparse_prefill.py runs them
+        cost, seen = CostModel(), row["tokens"] + text
         tile = 2 * (row["prefill"] == "spatiotemporal")
-        seen = [row["tokens"] + text] * layers
-        tiles = [tile] * layers
-        if drops:
-            seen[whole:] = [row["budget"] * row["tokens"] + text] * (layers - whole)
-            tiles[whole:] = [0] * (layers - whole)
-        ms = CostModel().prefill(seen, tiles, drops=drops)
+        if row["evict"] == "drop":
+            ms = cost.dropping(layers, 2, seen, row["budget"] * row["tokens"] + text, tile)
+        else:
+            ms = cost.prefill([seen] * layers, [tile] * layers)
         cells = [WAYS[_way(row)], str(row["tokens"]), f"{row['ms']:,.0f}", f"{ms:,.0f}"]
         lines.append([*cells, f"{ms / row['ms'] - 1:+.1%}"])
     return _markdown(lines)

@@ -136,11 +136,9 @@ def test_the_cost_model_is_near_what_was_measured():
     assert len(rows) == 20
     for row in rows:
         text, tile = 80, 2 * (row["prefill"] == "spatiotemporal")
-        tokens = [row["tokens"] + text] * 28
-        tiles = [tile] * 28
-        drops = int(row["evict"] == "drop")
-        if drops:
-            tokens[3:] = [row["budget"] * row["tokens"] + text] * 25
-            tiles[3:] = [0] * 25
-        found = CostModel().prefill(tokens, tiles, drops=drops)
+        tokens, cost = row["tokens"] + text, CostModel()
+        if row["evict"] == "drop":
+            found = cost.dropping(28, 2, tokens, row["budget"] * row["tokens"] + text, tile)
+        else:
+            found = cost.prefill([tokens] * 28, [tile] * 28)
         assert found == pytest.approx(row["ms"], rel=0.05), row

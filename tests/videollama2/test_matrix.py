@@ -1,14 +1,10 @@
 """The families' matrix for VideoLLaMA2: what it shows x attention x batch x scorer x prefill."""
 
-import functools
-
 import pytest
 import torch
 from torch import Tensor
 
 from purekv import PureKV, PureKVConfig, SpatioTemporalConfig
-from purekv.families.videollama2 import load
-from tests.videollama2 import checkpoints
 from tests.videollama2.checkpoints import KINDS
 
 LOGITS = {
@@ -19,17 +15,6 @@ SMALL = SpatioTemporalConfig(tile=1, anchor_frames=1, min_tokens=0)
 SHOWS = {"image": [-200], "video": [-201], "mixed": [-200, 9, -201], "audio": [-202]}
 ARGUMENTS = {-200: "pixel_values", -201: "pixel_values_videos", -202: "audio_values"}
 NAMES = ("mistral", "mixtral", "qwen2", "av")
-
-
-@functools.cache
-def loaded(directory, name):
-    return load(checkpoints.write(directory / name, name))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    root = tmp_path_factory.mktemp("videollama2")
-    return lambda name: loaded(root, name)
 
 
 def prompt(name: str, shows: str, rows: tuple[int, ...]) -> dict[str, Tensor]:

@@ -1,6 +1,5 @@
 """PureKV on VideoLLaMA2: layouts, identity at full budget, eviction, sparse prefill, padding."""
 
-import functools
 import time
 
 import pytest
@@ -10,7 +9,6 @@ from torch import Tensor
 from purekv import PureKV, PureKVConfig, PureKVError, SpatioTemporalConfig
 from purekv.attention.pattern import row_patterns
 from purekv.families import for_config
-from purekv.families.videollama2 import load
 from tests.videollama2 import checkpoints
 from tests.videollama2.checkpoints import KINDS
 
@@ -20,17 +18,6 @@ SPARSE = {
     "prefill": "spatiotemporal",
     "spatiotemporal": SpatioTemporalConfig(tile=1, min_tokens=0),
 }
-
-
-@functools.cache
-def loaded(directory, name):
-    return load(checkpoints.write(directory / name, name))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    root = tmp_path_factory.mktemp("videollama2")
-    return lambda name: loaded(root, name)
 
 
 def prompt(name: str, rows: tuple[int, ...] = (0, 1, 2), frames: int = 6) -> dict[str, Tensor]:

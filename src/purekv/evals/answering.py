@@ -219,8 +219,10 @@ def answer_samples(
             for number, row in enumerate(rows):
                 row.forced.append(torch.cat([first[number, None], forced[number]]))
             if not decode:
-                likely = [row.forced[turn].argmax(-1).tolist() for row in rows]
-                said = [_until_it_differs(*pair) for pair in zip(likely, gold_ids, strict=True)]
+                likely = torch.cat([row.forced[turn].argmax(-1) for row in rows]).cpu()  # at once
+                parts = likely.split([len(row.forced[turn]) for row in rows])
+                pairs = zip(parts, gold_ids, strict=True)
+                said = [_until_it_differs(part.tolist(), gold) for part, gold in pairs]
         for row, ids in zip(rows, said, strict=True):
             words = list(takewhile(lambda token: token not in ends, ids))
             row.texts.append(processor.decode(words, skip_special_tokens=True).strip())

@@ -257,12 +257,8 @@ def _fast_enough(c: Calibration, dense_ms: float) -> list[tuple[dict[str, Any], 
         if whole <= limit and tile:
             found.append(({"budget": 1.0} | _sparse([tile] * num_layers), whole))
         for layer in sorted(layer for layer in drops if layer < num_layers - 1):
-            below, above = layer + 1, num_layers - layer - 1
-            tiles = [tile] * below + [0] * above
             times = {
-                share: c.cost.prefill(
-                    [c.tokens] * below + [share * c.tokens] * above, tiles, drops=1
-                )
+                share: c.cost.dropping(num_layers, layer, c.tokens, share * c.tokens, tile)
                 for share in SHARES
             }
             fastest = min(fastest, *times.values())
@@ -270,6 +266,7 @@ def _fast_enough(c: Calibration, dense_ms: float) -> list[tuple[dict[str, Any], 
             if not shares:
                 continue
             dropping = {"budget": shares[-1], "scorer": "clie", "source_layers": [layer]}
+            tiles = [tile] * (layer + 1) + [0] * (num_layers - layer - 1)
             dropping |= {"evict": "drop"} | (_sparse(tiles) if tile else {})
             found.append((dropping, times[shares[-1]]))
     if not found:

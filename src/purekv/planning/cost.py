@@ -53,5 +53,14 @@ class CostModel:
         observed = (sources + drops) * self.score + drops * self.drop
         return sum(each) + observed * max(tokens)
 
+    def dropping(
+        self, num_layers: int, layer: int, tokens: float, kept: float, tile: int = 0
+    ) -> float:
+        """ms of a prefill in which `kept` of the tokens go on behind a layer, and the layers up to
+        there have that tile."""
+        below, above = layer + 1, num_layers - layer - 1
+        counts = [tokens] * below + [kept] * above
+        return self.prefill(counts, [tile] * below + [0] * above, drops=1)
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -10,19 +10,14 @@ NEWEST = (0, 32)
 of the cache, cascade attention) was not looked into."""
 
 
-def is_between(version: str, oldest: tuple[int, int]) -> bool:
-    """Whether a version of vLLM is neither older than that one nor newer than `NEWEST`."""
-    numbers = re.match(r"(\d+)\.(\d+)", version)
-    return numbers is not None and oldest <= (int(numbers[1]), int(numbers[2])) <= NEWEST
-
-
 def check_version(version: str, oldest: tuple[int, int] = OLDEST["cpu"]) -> None:
     """Refuse a vLLM that the plugin was never run with.
 
     Raises:
         PureKVError: the version is older or newer, or cannot be read.
     """
-    if is_between(version, oldest):
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers and oldest <= (int(numbers[1]), int(numbers[2])) <= NEWEST:
         return
     ends = sorted({oldest, NEWEST})
     tested = " to ".join(".".join(map(str, one)) for one in ends)
