@@ -22,28 +22,53 @@ import torch
 from common import RESULTS
 
 HERE = Path(__file__).parent
-SUITE = "reference_suite.py --level full --draw --forced --dtype bfloat16 --device cuda"
+SUITE = "reference_suite.py --level full --draw --forced --workers 4 --dtype bfloat16 --device cuda"
 SECOND = "--model {second} --plan ../training/second/plan.json"
+FAST = "--model {second} --plan ../training/second/plan_fast.json"
+TIMED = "prefill_overhead.py --budgets 0.2 --baselines sdpa --repeats 2"
+EVERY = (
+    "clie,snapkv,pyramidkv,adakv,expected_attention,key_diff,infinipot_v,value_norm,streaming,"
+    "random,fastv,evs"
+)
+OBSERVING = "clie,snapkv,expected_attention,key_diff,infinipot_v"
+LONG = "--tokens 32768,65536,131072 --phases lm_prefill"
+SHORT = "--tokens 128,512,1024,2048,4096,8192,16384 --phases lm_prefill"
 TORCHRUN = "-m torch.distributed.run --standalone --nproc-per-node"
 
 
 @dataclass(frozen=True)
 class Result:
-    """Python's arguments; `{second}` is the second reference model's checkpoint."""
+    """Python's arguments; `{second}` is the second reference model's checkpoint, `{out}` the folder."""
 
     words: str
     gpus: int = 1
 
 
 MADE = {
-    "reference_1k": Result(f"{SUITE} --tokens 1k --plan reference --workers 2 --batch 64"),
-    "second_1k": Result(f"{SUITE} --tokens 1k {SECOND} --workers 2 --batch 64"),
-    "reference_4k": Result(f"{SUITE} --tokens 4k --plan reference --workers 4 --batch 16"),
-    "second_4k": Result(f"{SUITE} --tokens 4k {SECOND} --workers 4 --batch 16"),
-    "modes_1k": Result(f"{SUITE} --level modes --tokens 1k --workers 2"),
+    "reference_1k": Result(f"{SUITE} --tokens 1k --plan reference"),
+    "second_1k": Result(f"{SUITE} --tokens 1k {SECOND}"),
+    "reference_4k": Result(f"{SUITE} --tokens 4k --plan reference --batch 8"),
+    "second_4k": Result(f"{SUITE} --tokens 4k {SECOND} --batch 8"),
+    "modes_1k": Result(f"{SUITE} --level modes --tokens 1k"),
+    "modes_4k": Result(f"{SUITE} --level modes --tokens 4k --batch 8"),
+    "second_modes_4k": Result(f"{SUITE} --level modes --tokens 4k --batch 8 {FAST}"),
+    "calibration": Result("calibration.py --plans {out}/plans --device cuda --dtype bfloat16"),
     "attention_facts": Result("attention_facts.py"),
     "certificate": Result("certificate.py --plan reference"),
     "prefill_overhead": Result("prefill_overhead.py"),
+    "methods_16k": Result(
+        f"{TIMED} --tokens 16384 --phases lm_prefill,overhead --methods {EVERY},h2o"
+    ),
+    "methods_64k": Result(
+        f"{TIMED} --tokens 65536 --phases lm_prefill,overhead --methods {OBSERVING}"
+    ),
+    "methods_long": Result(f"{TIMED} {LONG} --methods {EVERY}"),
+    "one_source": Result(
+        f"{TIMED} --tokens 65536 --phases lm_prefill,overhead --source-layers 2 --methods clie"
+    ),
+    "automatic": Result(
+        f"{TIMED} {SHORT} --methods clie --budgets 1.0 --prefill spatiotemporal --repeats 7"
+    ),
     "longest": Result("longest.py"),
     "sparse_prefill": Result("sparse_prefill.py"),
     "decode": Result("decode.py"),
@@ -104,7 +129,7 @@ def make(names: list[str], gpus: int, second: Path | None, out: Path, minutes: f
 
 
 def words(name: str, second: Path | None, out: Path) -> list[str]:
-    made = [word.format(second=second) for word in MADE[name].words.split()]
+    made = [word.format(second=second, out=out) for word in MADE[name].words.split()]
     return [*made, "--out", str(out / f"{name}.json")]
 
 

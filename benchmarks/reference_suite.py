@@ -41,13 +41,18 @@ from purekv.evals import (
 from purekv.evals.methods import Method
 from purekv.loading import Checkpoint, fingerprint
 from purekv.media import Clip
+from purekv.planning import Plan
+from purekv.planning.calibrate import for_long_prompts
 from purekv.reference import default_checkpoint, write_dataset
 from purekv.reference.data import SUITES, Drawn, suite
 from purekv.reference.render import ASSETS, Renderer, load_clip, pack
 from purekv.reference.scene import LEVEL as DIFFICULTY
 from purekv.reference.scene import LEVELS as DIFFICULTIES
 
-METHODS = ["clie", "snapkv", "h2o", "streaming", "value_norm", "key_diff", "vatp", "random"]
+METHODS = [
+    "clie", "clie_rare", "snapkv", "pyramidkv", "adakv", "expected_attention", "h2o", "vatp",
+    "key_diff", "infinipot_v", "value_norm", "streaming", "random", "fastv", "evs", "frames",
+]  # fmt: skip
 # What a level asks, unless the command line says otherwise.
 LEVELS: dict[str, dict[str, Any]] = {
     "smoke": {
@@ -59,13 +64,13 @@ LEVELS: dict[str, dict[str, Any]] = {
     },
     "full": {
         "methods": METHODS,
-        "budgets": [0.5, 0.3, 0.2, 0.1, 0.05, 0.02],
+        "budgets": [0.5, 0.2, 0.1, 0.05, 0.02],
         "limit": 2000,
-        "batch": 64,
+        "batch": 32,
         "tokens": "1k",
     },
     "dense": {"methods": [], "budgets": [], "limit": 2000, "batch": 16, "tokens": "1k"},
-    "modes": {"methods": [], "budgets": [], "limit": 2000, "batch": 64, "tokens": "1k"},
+    "modes": {"methods": [], "budgets": [], "limit": 2000, "batch": 32, "tokens": "1k"},
 }
 # Ways to save time too: what `sparse_prefill.py` times, and what users would try first.
 SPARSE = {"prefill": "spatiotemporal", "spatiotemporal": SpatioTemporalConfig(min_tokens=0)}
@@ -182,6 +187,8 @@ def find_methods(arguments: argparse.Namespace) -> list[Method]:
         planned = {"first_token": "compressed", "plan": arguments.plan}
         configs += make_methods(["clie"], arguments.budgets, **planned)
     if arguments.level == "modes":
+        if arguments.plan is not None:  # one for speed
+            configs.append(for_long_prompts(Plan.read(arguments.plan).settings))
         for name, budget, mode in MODES:
             configs += make_methods([name], [budget], first_token="compressed", **mode)
     return configs
@@ -205,7 +212,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", help="checkpoint directory (default: the embedded model)")
     parser.add_argument("--methods", nargs="+")
     parser.add_argument("--budgets", nargs="+", type=budget)
-    parser.add_argument("--plan", help="a plan's file or name: asks CLIE with it as well")
+    parser.add_argument("--plan", help="a plan's file or name: asks with it as well")
     parser.add_argument("--tokens", choices=SUITES, help="visual tokens of a prompt, about")
     parser.add_argument("--difficulty", choices=DIFFICULTIES, default=DIFFICULTY)
     parser.add_argument("--draw", action="store_true", help="ask about pixels, not files")

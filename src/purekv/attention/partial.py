@@ -68,16 +68,20 @@ def attend(
 
 def _attend_in_chunks(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Partial:
     chunks = key.shape[2] // CHUNK
+    grouped = query.shape[1] // key.shape[1], query.shape[2]
+    # The query heads of a KV head see the same keys: as rows of one block they fill it.
+    rows = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)
 
     def parts(x: Tensor) -> Tensor:
         return x[0, :, : chunks * CHUNK].unflatten(1, (chunks, CHUNK)).transpose(0, 1)
 
-    same = query.expand(chunks, -1, -1, -1)
+    same = rows.expand(chunks, -1, -1, -1)
     found = Partial.union(_attend(same, parts(key), parts(value), scaling, False))
     if key.shape[2] > chunks * CHUNK:
         rest = slice(chunks * CHUNK, None)
-        found.add(_attend(query, key[:, :, rest], value[:, :, rest], scaling, False))
-    return found
+        found.add(_attend(rows, key[:, :, rest], value[:, :, rest], scaling, False))
+    apart = found.unflatten(2, grouped)
+    return Partial(apart.out.flatten(1, 2), apart.lse.flatten(1, 2))
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, causal: bool) -> Partial:

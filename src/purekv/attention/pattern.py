@@ -44,9 +44,9 @@ class Clip:
     def frame_tokens(self) -> int:
         return self.height * self.width
 
-    @property
+    @cached_property
     def runs(self) -> list[Interval]:
-        """Numbers of the frames that follow each other without text."""
+        """Numbers of the frames that follow each other without text. Asked in every layer."""
         if not self.starts:
             return []
         gaps = [

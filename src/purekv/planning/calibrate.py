@@ -206,7 +206,7 @@ def _for_speed(c: Calibration, advance: Progress) -> Found:
     """Behind which layer tokens are dropped, how many go on, and whether layers are sparse."""
     dense_ms = c.cost.prefill([c.tokens] * c.num_layers, [0] * c.num_layers)
     tried = _fast_enough(c, dense_ms)
-    configs = [_for_prefill(settings) for settings, _ in tried]
+    configs = [for_long_prompts(settings) for settings, _ in tried]
 
     def measure(sample: Sample) -> dict[str, Any]:
         (record,) = _asked(c, [sample], configs)
@@ -281,7 +281,7 @@ def _sparse(tiles: Sequence[int]) -> dict[str, Any]:
     return {"prefill": "spatiotemporal", "spatiotemporal": {"tile": list(tiles)}}
 
 
-def _for_prefill(settings: Mapping[str, Any]) -> PureKVConfig:
+def for_long_prompts(settings: Mapping[str, Any]) -> PureKVConfig:
     """A plan's settings as they are on a long prompt, though the calibration's are short."""
     pattern = settings.get("spatiotemporal")
     long = SpatioTemporalConfig(tile=tuple(pattern["tile"]), min_tokens=0) if pattern else None
