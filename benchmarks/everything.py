@@ -38,7 +38,8 @@ TORCHRUN = "-m torch.distributed.run --standalone --nproc-per-node"
 
 @dataclass(frozen=True)
 class Result:
-    """Python's arguments; `{second}` is the second reference model's checkpoint, `{out}` the folder."""
+    """Python's arguments; `{second}` is the second reference model's checkpoint, `{out}` where
+    results go."""
 
     words: str
     gpus: int = 1

@@ -267,10 +267,8 @@ def _read(
         hook.remove()
         _rewind(cache, seen)
     head = model.get_output_embeddings()
-    return [
-        head(row[row.shape[0] - n :]).float().log_softmax(-1)
-        for row, n in zip(hidden[0], lengths, strict=True)
-    ]
+    texts_only = [row[len(row) - n :] for row, n in zip(hidden[0], lengths, strict=True)]
+    return list(head(torch.cat(texts_only)).float().log_softmax(-1).split(lengths))
 
 
 @contextmanager

@@ -246,8 +246,8 @@ class Asking:
         full: list[Row] = []
 
         def take(number: int, rows: list[Row]) -> None:
-            for k, (sample, row) in enumerate(zip(group.samples, rows, strict=True)):
-                outcomes[k][number] = outcome = _outcome(sample, row, full[k])
+            for k, outcome in enumerate(_outcomes(group.samples, rows, full)):
+                outcomes[k][number] = outcome
                 if not all(map(math.isfinite, outcome.kl)):
                     raise PureKVError(
                         f"log-probabilities are not finite under {self._named(number)}; "
@@ -297,28 +297,41 @@ def _shares_prefill(config: Method) -> bool:
     return settings == ("dense", "post", "compressed") and not tolerates
 
 
-def _outcome(sample: Sample, ours: Row, full: Row) -> Outcome:
-    pairs = list(zip(full.forced, ours.forced, strict=True))
-    answers = zip(sample.turns, ours.texts, ours.ended, strict=True)
-    return Outcome(
-        ours.texts,
-        # A letter is chosen whatever is said behind it; words are not right if more follow.
-        [turn.accepts(text) and (ended or bool(turn.choices)) for turn, text, ended in answers],
-        [_significant(_divergence(*pair)) for pair in pairs],
-        [_significant((a.argmax(-1) == b.argmax(-1)).float().mean().item()) for a, b in pairs],
-        ours.kv_bytes,
-    )
+def _outcomes(samples: Sequence[Sample], ours: Sequence[Row], full: Sequence[Row]) -> list[Outcome]:
+    """Of each sample. Waits for the device once."""
+    parts = [len(forced) for row in ours for forced in row.forced]
+    theirs, mine = (torch.cat([f for row in rows for f in row.forced]) for rows in (full, ours))
+    places = torch.stack([_divergence(theirs, mine), theirs.argmax(-1) == mine.argmax(-1)])
+    means = [part.mean(1).tolist() for part in places.double().cpu().split(parts, dim=1)]
+    outcomes = []
+    for sample, row in zip(samples, ours, strict=True):
+        turns, means = means[: len(row.forced)], means[len(row.forced) :]
+        answers = zip(sample.turns, row.texts, row.ended, strict=True)
+        outcomes.append(
+            Outcome(
+                row.texts,
+                # A letter is chosen whatever is said behind it; words are not right if more follow.
+                [
+                    turn.accepts(text) and (ended or bool(turn.choices))
+                    for turn, text, ended in answers
+                ],
+                # Rounding may leave a divergence a little below 0.
+                [_significant(kl if math.isnan(kl) else max(kl, 0.0)) for kl, _ in turns],
+                [_significant(same) for _, same in turns],
+                row.kv_bytes,
+            )
+        )
+    return outcomes
 
 
-def _divergence(full: Tensor, ours: Tensor) -> float:
-    """Mean KL(full || ours) over places, in nats; arguments are log-probabilities [n, V].
+def _divergence(full: Tensor, ours: Tensor) -> Tensor:
+    """KL(full || ours) at each place [n], in nats; arguments are log-probabilities [n, V].
 
     Tokens that the full cache gives no chance, as models do that mask some, add nothing. NaN if one
     of the arguments holds it.
     """
     impossible = full == -math.inf
-    each = (full.exp() * (full - ours)).masked_fill(impossible & ~ours.isnan(), 0.0).sum(-1)
-    return each.mean().clamp(min=0.0).item()  # rounding may leave it a little below
+    return (full.exp() * (full - ours)).masked_fill(impossible & ~ours.isnan(), 0.0).sum(-1)
 
 
 def _significant(value: float) -> float:
