@@ -51,7 +51,7 @@ def main() -> None:
         rows.append({"target": text, "samples": count, "seconds": round(seconds, 1)})
         print(rows[-1], plan.settings, plan.expected, flush=True)
     run = {"dtype": str(model.dtype), "model": fingerprint(model)}
-    write_results(arguments.out, {**settings(arguments), "plans": None, **run}, rows)
+    write_results(arguments.out, settings(arguments) | run, rows)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ RESULTS = Path(__file__).parent / "results"
 
 def settings(arguments: argparse.Namespace) -> dict[str, str]:
     """The command line's choices, without places on this machine."""
-    return {k: str(v) for k, v in vars(arguments).items() if k not in ("out", "model")}
+    places = ("out", "model", "weights", "plans")
+    return {k: str(v) for k, v in vars(arguments).items() if k not in places}
 
 
 def write_results(path: Path, config: dict[str, Any], rows: list[dict[str, Any]]) -> None:

@@ -22,7 +22,7 @@ import torch
 from common import RESULTS
 
 HERE = Path(__file__).parent
-SUITE = "reference_suite.py --level full --draw --forced --workers 4 --dtype bfloat16 --device cuda"
+SUITE = "reference_suite.py --level full --draw --forced --workers 2 --dtype bfloat16 --device cuda"
 SECOND = "--model {second} --plan ../training/second/plan.json"
 FAST = "--model {second} --plan ../training/second/plan_fast.json"
 TIMED = "prefill_overhead.py --budgets 0.2 --baselines sdpa --repeats 2"
@@ -48,11 +48,11 @@ class Result:
 MADE = {
     "reference_1k": Result(f"{SUITE} --tokens 1k --plan reference"),
     "second_1k": Result(f"{SUITE} --tokens 1k {SECOND}"),
-    "reference_4k": Result(f"{SUITE} --tokens 4k --plan reference --batch 8"),
-    "second_4k": Result(f"{SUITE} --tokens 4k {SECOND} --batch 8"),
+    "reference_4k": Result(f"{SUITE} --tokens 4k --plan reference --batch 16"),
+    "second_4k": Result(f"{SUITE} --tokens 4k {SECOND} --batch 16"),
     "modes_1k": Result(f"{SUITE} --level modes --tokens 1k"),
-    "modes_4k": Result(f"{SUITE} --level modes --tokens 4k --batch 8"),
-    "second_modes_4k": Result(f"{SUITE} --level modes --tokens 4k --batch 8 {FAST}"),
+    "modes_4k": Result(f"{SUITE} --level modes --tokens 4k --batch 16"),
+    "second_modes_4k": Result(f"{SUITE} --level modes --tokens 4k --batch 16 {FAST}"),
     "calibration": Result("calibration.py --plans {out}/plans --device cuda --dtype bfloat16"),
     "attention_facts": Result("attention_facts.py"),
     "certificate": Result("certificate.py --plan reference"),

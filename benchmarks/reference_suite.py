@@ -66,11 +66,11 @@ LEVELS: dict[str, dict[str, Any]] = {
         "methods": METHODS,
         "budgets": [0.5, 0.2, 0.1, 0.05, 0.02],
         "limit": 2000,
-        "batch": 32,
+        "batch": 64,
         "tokens": "1k",
     },
     "dense": {"methods": [], "budgets": [], "limit": 2000, "batch": 16, "tokens": "1k"},
-    "modes": {"methods": [], "budgets": [], "limit": 2000, "batch": 32, "tokens": "1k"},
+    "modes": {"methods": [], "budgets": [], "limit": 2000, "batch": 64, "tokens": "1k"},
 }
 # Ways to save time too: what `sparse_prefill.py` times, and what users would try first.
 SPARSE = {"prefill": "spatiotemporal", "spatiotemporal": SpatioTemporalConfig(min_tokens=0)}

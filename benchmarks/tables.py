@@ -238,6 +238,47 @@ def _cache_name(row: dict[str, Any]) -> str:
     return f"{row['budget']:.0%}{spread}"
 
 
+def tensor(rows: Rows) -> str:
+    """Prefill on one GPU and on two, and what PureKV's own collectives take."""
+    found = [row for row in rows if row["what"] == "lm_prefill"]
+    heads = ["prefill", "tokens", "one GPU, ms", "two GPUs, ms", "ratio", "of the dense ratio"]
+    lines = [[*heads, "own collectives", "peak a GPU, GB"], ["---"] * 8]
+    for two in (row for row in found if row["gpus"] == 2):
+        one = _on_one(found, two)
+        cells = [TENSOR[_way(two)], str(two["tokens"])]
+        if one is None:
+            cells += ["", f"{two['ms']:,.0f}", "", ""]
+        else:
+            ratio = one["ms"] / two["ms"]
+            (dense,) = (
+                row for row in found
+                if row["gpus"] == 2 and row["tokens"] == two["tokens"] and row["evict"] is None
+            )  # fmt: skip
+            other = _on_one(found, dense)
+            assert other is not None
+            share = ratio / (other["ms"] / dense["ms"])
+            cells += [f"{one['ms']:,.0f}", f"{two['ms']:,.0f}", f"{ratio:.2f}", f"{share:.0%}"]
+        collectives = "" if two["evict"] is None else f"{two['collective_ms'] / two['ms']:.3%}"
+        lines.append([*cells, collectives, f"{two['peak_bytes'] / 1e9:.1f}"])
+    return _markdown(lines)
+
+
+TENSOR = {
+    ("dense", None, 1.0): "dense, full cache",
+    ("dense", "post", 0.2): "20% kept",
+    ("dense", "drop", 0.2): "20% go on behind layer 2",
+    ("spatiotemporal", "drop", 0.2): "the same, sparse up to there",
+}
+
+
+def _on_one(rows: Rows, two: dict[str, Any]) -> dict[str, Any] | None:
+    same = [
+        row for row in rows
+        if row["gpus"] == 1 and (row["tokens"], _way(row)) == (two["tokens"], _way(two))
+    ]  # fmt: skip
+    return same[0] if same else None
+
+
 def vision(rows: Rows) -> str:
     """The tower: transformers' loop against grouped calls."""
     lines = [["tokens", "frame", "loop, ms", "calls", "grouped, ms", "calls", "speed-up"]]

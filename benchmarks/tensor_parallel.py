@@ -64,8 +64,8 @@ def main() -> None:
             found.append(row)
             if RANK == 0:
                 print({key: value for key, value in row.items() if value is not None}, flush=True)
-    if RANK == 0:
-        write_results(arguments.out, settings(arguments), found)
+        if RANK == 0:
+            write_results(arguments.out, settings(arguments), found)
     if RANKS > 1:
         dist.barrier()
         dist.destroy_process_group()

@@ -149,11 +149,8 @@ def test_answers_read_off_the_gold_ones_are_right_where_decoded_ones_are(samples
     assert rights == [right for one in read for right in one.right]
     assert set(rights) == {True, False}
     for ours, theirs in zip(read, decoded, strict=True):
-        assert (ours.kl, ours.agreement, ours.kv_bytes) == (
-            theirs.kl,
-            theirs.agreement,
-            theirs.kv_bytes,
-        )
+        assert (ours.agreement, ours.kv_bytes) == (theirs.agreement, theirs.kv_bytes)
+        assert ours.kl == pytest.approx(theirs.kl, abs=1e-5)
         for right, text, whole in zip(ours.right, ours.answers, theirs.answers, strict=True):
             assert text == whole if right else whole.startswith(text) or text != whole
 

@@ -187,37 +187,47 @@ def answer_samples(
     ends = _end_tokens(model, processor)
     rows = [Row([], [], []) for _ in range(inputs["input_ids"].shape[0])]
     for turn, prompts in enumerate(batch.prompts):
-        room = batch.max_new_tokens[turn] * copies if decode else [1] * len(rows)
-        with _cache_sizes(model) as sizes, first_positions(model) as positions:
-            output = model.generate(
-                **inputs,
-                max_new_tokens=max(room),
-                do_sample=False,
-                return_dict_in_generate=True,
-                output_logits=force,
-            )
-        if turn == 0:
-            for row in rows:
-                row.kv_bytes = sizes[0] // len(rows)
-        text = text or TextPositions.of_prompt(model, positions[0])
+        golds = batch.golds[turn] * copies
+        gold_ids = processor.tokenizer(golds, add_special_tokens=False)["input_ids"]
         seen = inputs["input_ids"].shape[1]
-        said = [
-            ids[:most] for ids, most in zip(output.sequences[:, seen:].tolist(), room, strict=True)
-        ]
-        cache = cache_of(output)
-        _rewind(cache, seen)  # forget the model's own answer
+        if CACHE in inputs and not decode and any(gold_ids):
+            # What is new of the prompt, and the gold answer, in one forward.
+            cache, said = inputs[CACHE], []
+            forced = _read(model, processor, inputs, golds, prompt_too=True)
+            if turn == 0:
+                for row in rows:
+                    row.kv_bytes = entry_bytes(cache) // len(rows)
+        else:
+            room = batch.max_new_tokens[turn] * copies if decode else [1] * len(rows)
+            with _cache_sizes(model) as sizes, first_positions(model) as positions:
+                output = model.generate(
+                    **inputs,
+                    max_new_tokens=max(room),
+                    do_sample=False,
+                    return_dict_in_generate=True,
+                    output_logits=force,
+                )
+            if turn == 0:
+                for row in rows:
+                    row.kv_bytes = sizes[0] // len(rows)
+            text = text or TextPositions.of_prompt(model, positions[0])
+            new_ids = output.sequences[:, seen:].tolist()
+            said = [ids[:most] for ids, most in zip(new_ids, room, strict=True)]
+            cache = cache_of(output)
+            _rewind(cache, seen)  # forget the model's own answer
+            if force:
+                first = output.logits[0].float().log_softmax(-1)[:, None]
+                forced = list(first)
+                if any(gold_ids):
+                    if turn == 0:
+                        text.answer(model)
+                    further = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+                    parts = _read(model, processor, further | {CACHE: cache}, golds)
+                    forced = [torch.cat(pair) for pair in zip(first, parts, strict=True)]
         inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")} | {CACHE: cache}
         if force:
-            first = output.logits[0].float().log_softmax(-1)
-            golds = batch.golds[turn] * copies
-            gold_ids = processor.tokenizer(golds, add_special_tokens=False)["input_ids"]
-            forced = [first[:0]] * len(rows)  # of empty answers
-            if any(gold_ids):
-                if turn == 0:
-                    text.answer(model)
-                forced = _read(model, processor, inputs, golds)
-            for number, row in enumerate(rows):
-                row.forced.append(torch.cat([first[number, None], forced[number]]))
+            for row, log_probabilities in zip(rows, forced, strict=True):
+                row.forced.append(log_probabilities)
             if not decode:
                 likely = torch.cat([row.forced[turn].argmax(-1) for row in rows]).cpu()  # at once
                 parts = likely.split([len(row.forced[turn]) for row in rows])
@@ -228,6 +238,7 @@ def answer_samples(
             row.texts.append(processor.decode(words, skip_special_tokens=True).strip())
             row.ended.append(len(words) < len(ids))
         if turn + 1 < len(batch.prompts):
+            assert text is not None
             text.go_on(model)
             new = [
                 after[len(before) :]
@@ -245,17 +256,23 @@ def _until_it_differs(likely: list[int], gold: list[int]) -> list[int]:
 
 
 def _read(
-    model: PreTrainedModel, processor: ProcessorMixin, inputs: dict[str, Any], texts: list[str]
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    inputs: dict[str, Any],
+    texts: list[str],
+    prompt_too: bool = False,
 ) -> list[Tensor]:
-    """Log-probabilities behind each token of a text that follows the cache, float32 [n, V] a row.
+    """Log-probabilities behind each token of a text that follows the prompt, float32 [n, V] a row;
+    with `prompt_too`, of whose prompt the cache lacks the end, behind the prompt's last token as
+    well, [1 + n, V].
 
     `generate` makes the forward, since it knows every family's positions; it wants something new,
-    so one text at least must have a token. The cache is left as it was.
+    so one text at least must have a token. The cache then holds the prompt.
     """
     cache = inputs[CACHE]
-    seen = cache.get_seq_length()
+    seen, prompt = cache.get_seq_length(), inputs["input_ids"].shape[1]
     further = _next_inputs(processor, inputs, texts)
-    lengths = further["attention_mask"][:, seen:].sum(1).tolist()
+    lengths = further["attention_mask"][:, prompt:].sum(1).tolist()
     hidden: list[Tensor] = []
     language = families.for_config(model.config).language_model(model)
     hook = language.register_forward_hook(
@@ -265,10 +282,14 @@ def _read(
         model.generate(**further, **{CACHE: cache}, max_new_tokens=1, do_sample=False)
     finally:
         hook.remove()
-        _rewind(cache, seen)
+        _rewind(cache, prompt)
     head = model.get_output_embeddings()
-    texts_only = [row[len(row) - n :] for row, n in zip(hidden[0], lengths, strict=True)]
-    return list(head(torch.cat(texts_only)).float().log_softmax(-1).split(lengths))
+    wanted = []
+    for row, n in zip(hidden[0], lengths, strict=True):
+        wanted += [row[prompt - seen - 1, None]] if prompt_too else []
+        wanted.append(row[len(row) - n :])
+    parts = [prompt_too + n for n in lengths]
+    return list(head(torch.cat(wanted)).float().log_softmax(-1).split(parts))
 
 
 @contextmanager
