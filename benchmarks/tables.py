@@ -206,6 +206,20 @@ def layer(rows: Rows) -> str:
     return _markdown(lines)
 
 
+def overhead(rows: Rows) -> str:
+    """PureKV's own code inside one prefill, by method."""
+    names = ["method", "budget", "first token", "ms", "share of the dense prefill", "scoring"]
+    lines = [[*names, "selection", "compaction", "question again"], ["---"] * 9]
+    for row in (row for row in rows if row["what"] == "overhead"):
+        parts = row["parts"]
+        scoring = parts["scoring_source"] + parts["scoring_elsewhere"]
+        cells = [f"`{row['method']}`", f"{row['budget']:.0%}", row["first_token"]]
+        cells += [f"{row['ms']:.1f}", f"{row['share']:.1%}", f"{scoring:.1f}"]
+        numbers = (parts[name] for name in ("selection", "compaction", "tail_rerun"))
+        lines.append([*cells, *(f"{ms:.1f}" for ms in numbers)])
+    return _markdown(lines)
+
+
 def decode(rows: Rows) -> str:
     """Steps of decoding, by batch and how they were launched."""
     found = [row for row in rows if row["what"] == "decode" and not row["skipped"]]
@@ -297,6 +311,8 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "predicted": predicted,
     "layer": layer,
     "decode": decode,
+    "overhead": overhead,
+    "tensor": tensor,
     "vision": vision,
     "retention": retention,
     "later": later,
