@@ -72,6 +72,7 @@ LEVELS: dict[str, dict[str, Any]] = {
     "dense": {"methods": [], "budgets": [], "limit": 2000, "batch": 16, "tokens": "1k"},
     "modes": {"methods": [], "budgets": [], "limit": 2000, "batch": 64, "tokens": "1k"},
 }
+WRITE_EVERY = 60.0  # seconds
 # Ways to save time too: what `sparse_prefill.py` times, and what users would try first.
 SPARSE = {"prefill": "spatiotemporal", "spatiotemporal": SpatioTemporalConfig(min_tokens=0)}
 EARLY: dict[str, Any] = {"source_layers": (2,)}
@@ -96,6 +97,9 @@ def main() -> None:
     given, started = arguments.data, time.perf_counter()
     arguments.model = str(arguments.model or default_checkpoint())
     configs = find_methods(arguments)
+    model = Checkpoint.find(arguments.model).model(device=arguments.device, dtype=arguments.dtype)
+    run: dict[str, Any] = {"dtype": str(model.dtype), "model": fingerprint(model)}
+    del model
     with tempfile.TemporaryDirectory() as folder:
         if not arguments.data and not arguments.draw:
             # the reference model's questions about media that it has not seen, as files
@@ -104,29 +108,34 @@ def main() -> None:
                 tokens=arguments.tokens, level=arguments.difficulty,
             )  # fmt: skip
         samples, _ = find_samples(arguments, torch.device("cpu"))
-        prepared = time.perf_counter() - started
+        shown = settings(arguments) | {"data": given.name if given else "None"}
         asked = time.perf_counter()
+        prepared = round(asked - started, 1)
         records: dict[str, Record] = {}
+
+        def write() -> list[dict[str, Any]]:
+            """What was asked so far: a machine may be taken away."""
+            rows = summarise(samples, records, configs)
+            evaluating = round(time.perf_counter() - asked, 1)
+            seconds = {"preparing": prepared, "evaluating": evaluating}
+            run.update(samples=rows[0]["samples"], seconds=seconds)
+            write_results(arguments.out, shown | run, rows)
+            return rows
+
+        written = asked
         for batch in ask_all(arguments):
             records |= {record.id: record for record in batch}
             show_progress(records, len(samples), time.perf_counter() - asked)
-    evaluating = time.perf_counter() - asked
-    rows = summarise(samples, records, configs)
+            if time.perf_counter() - written > WRITE_EVERY:
+                write()
+                written = time.perf_counter()
+        rows = write()
     for row in rows:
         print(describe(row))
     for record in records.values():
         if record.skipped:
             print(f"skipped {record.id}: {record.skipped}", file=sys.stderr)
-    arguments.data = given.name if given else None
-    model = Checkpoint.find(arguments.model).model(device=arguments.device, dtype=arguments.dtype)
-    run = {
-        "dtype": str(model.dtype),
-        "model": fingerprint(model),
-        "samples": rows[0]["samples"],
-        "seconds": {"preparing": round(prepared, 1), "evaluating": round(evaluating, 1)},
-    }
-    write_results(arguments.out, settings(arguments) | run, rows)
-    print(f"{len(records)} samples; {prepared:.0f} s preparing, {evaluating:.0f} s asking")
+    print(f"{len(records)} samples; {run['seconds']}")
 
 
 def ask_all(arguments: argparse.Namespace) -> Iterator[list[Record]]:
