@@ -4,8 +4,7 @@ A later turn is asked after the *gold* earlier answers, so that every method see
 and on the cache that the first prompt left: compressed, if PureKV is attached to the model.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -189,41 +188,27 @@ def answer_samples(
     for turn, prompts in enumerate(batch.prompts):
         golds = batch.golds[turn] * copies
         gold_ids = processor.tokenizer(golds, add_special_tokens=False)["input_ids"]
-        seen = inputs["input_ids"].shape[1]
         if CACHE in inputs and not decode and any(gold_ids):
             # What is new of the prompt, and the gold answer, in one forward.
             cache, said = inputs[CACHE], []
             forced = _read(model, processor, inputs, golds, prompt_too=True)
-            if turn == 0:
-                for row in rows:
-                    row.kv_bytes = entry_bytes(cache) // len(rows)
+            kv_bytes = entry_bytes(cache)
         else:
             room = batch.max_new_tokens[turn] * copies if decode else [1] * len(rows)
-            with _cache_sizes(model) as sizes, first_positions(model) as positions:
-                output = model.generate(
-                    **inputs,
-                    max_new_tokens=max(room),
-                    do_sample=False,
-                    return_dict_in_generate=True,
-                    output_logits=force,
-                )
-            if turn == 0:
-                for row in rows:
-                    row.kv_bytes = sizes[0] // len(rows)
-            text = text or TextPositions.of_prompt(model, positions[0])
-            new_ids = output.sequences[:, seen:].tolist()
-            said = [ids[:most] for ids, most in zip(new_ids, room, strict=True)]
-            cache = cache_of(output)
-            _rewind(cache, seen)  # forget the model's own answer
-            if force:
-                first = output.logits[0].float().log_softmax(-1)[:, None]
-                forced = list(first)
+            found = _generate(model, inputs, max(room), force)
+            cache, kv_bytes = found.cache, found.kv_bytes
+            said = [ids[:most] for ids, most in zip(found.said, room, strict=True)]
+            text = text or TextPositions.of_prompt(model, found.position_ids)
+            if found.first is not None:
+                forced = list(found.first)
                 if any(gold_ids):
                     if turn == 0:
                         text.answer(model)
-                    further = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-                    parts = _read(model, processor, further | {CACHE: cache}, golds)
-                    forced = [torch.cat(pair) for pair in zip(first, parts, strict=True)]
+                    parts = _read(model, processor, {**inputs, CACHE: cache}, golds)
+                    forced = [torch.cat(pair) for pair in zip(forced, parts, strict=True)]
+        if turn == 0:
+            for row in rows:
+                row.kv_bytes = kv_bytes // len(rows)
         inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")} | {CACHE: cache}
         if force:
             for row, log_probabilities in zip(rows, forced, strict=True):
@@ -292,9 +277,24 @@ def _read(
     return list(head(torch.cat(wanted)).float().log_softmax(-1).split(parts))
 
 
-@contextmanager
-def _cache_sizes(model: PreTrainedModel) -> Iterator[list[int]]:
-    """Bytes of the cache after the first forward."""
+@dataclass(frozen=True)
+class _Generated:
+    said: list[list[int]]
+    """New tokens of each row."""
+    first: Tensor | None
+    """Log-probabilities of the first one, float32 [B, 1, V]; None if nobody asked."""
+    cache: Cache
+    """Holds the prompt."""
+    kv_bytes: int
+    """Of all its rows, once the prompt has run."""
+    position_ids: Tensor | None
+    """Of the prompt."""
+
+
+def _generate(
+    model: PreTrainedModel, inputs: dict[str, Any], most: int, with_first: bool
+) -> _Generated:
+    """Greedy decoding, which the cache then forgets."""
     sizes: list[int] = []
 
     def measure(module: torch.nn.Module, args: Any, output: Any) -> None:
@@ -303,9 +303,22 @@ def _cache_sizes(model: PreTrainedModel) -> Iterator[list[int]]:
 
     hook = model.register_forward_hook(measure)
     try:
-        yield sizes
+        with first_positions(model) as positions:
+            output = model.generate(
+                **inputs,
+                max_new_tokens=most,
+                do_sample=False,
+                return_dict_in_generate=True,
+                output_logits=with_first,
+            )
     finally:
         hook.remove()
+    prompt = inputs["input_ids"].shape[1]
+    cache = cache_of(output)
+    _rewind(cache, prompt)
+    first = output.logits[0].float().log_softmax(-1)[:, None] if with_first else None
+    said = output.sequences[:, prompt:].tolist()
+    return _Generated(said, first, cache, sizes[0], positions[0])
 
 
 def _end_tokens(model: PreTrainedModel, processor: ProcessorMixin) -> set[int]:

@@ -119,7 +119,7 @@ def evaluate(
 
     Args:
         batch_size: samples prefilled together.
-        rows_at_once: samples times configs answered together (default: 32 on a CPU, 1024 elsewhere).
+        rows_at_once: samples times configs answered together (default: 32 on a CPU, else 1024).
         read: how a sample becomes pixels (default: its files are decoded).
         done: records of an earlier call with the same samples, by id. Batches are the same as
             theirs; those that are whole are not asked again.
