@@ -190,14 +190,16 @@ def ask(arguments: argparse.Namespace, part: int) -> Iterator[list[Record]]:
 
 
 def find_methods(arguments: argparse.Namespace) -> list[Method]:
-    """Every method at every budget, and, with a plan, CLIE as it says."""
+    """Every method at every budget, and what plans say: at every budget, or for speed, as it is."""
     configs = make_methods(arguments.methods, arguments.budgets, first_token="compressed")
-    if arguments.plan is not None:
-        planned = {"first_token": "compressed", "plan": arguments.plan}
-        configs += make_methods(["clie"], arguments.budgets, **planned)
+    for name in arguments.plan:
+        plan = Plan.read(name)
+        if plan.target.startswith("prefill"):
+            configs.append(for_long_prompts(plan.settings))
+        else:
+            planned = {"first_token": "compressed", "plan": name}
+            configs += make_methods(["clie"], arguments.budgets, **planned)
     if arguments.level == "modes":
-        if arguments.plan is not None:  # one for speed
-            configs.append(for_long_prompts(Plan.read(arguments.plan).settings))
         for name, budget, mode in MODES:
             configs += make_methods([name], [budget], first_token="compressed", **mode)
     return configs
@@ -221,7 +223,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", help="checkpoint directory (default: the embedded model)")
     parser.add_argument("--methods", nargs="+")
     parser.add_argument("--budgets", nargs="+", type=budget)
-    parser.add_argument("--plan", help="a plan's file or name: asks with it as well")
+    parser.add_argument(
+        "--plan", nargs="+", default=[], help="plans' files or names, asked as well"
+    )
     parser.add_argument("--tokens", choices=SUITES, help="visual tokens of a prompt, about")
     parser.add_argument("--difficulty", choices=DIFFICULTIES, default=DIFFICULTY)
     parser.add_argument("--draw", action="store_true", help="ask about pixels, not files")
