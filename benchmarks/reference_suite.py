@@ -13,6 +13,7 @@ the first token included; later turns are asked after the gold answers to the ea
 
 import argparse
 import multiprocessing
+import random
 import sys
 import tempfile
 import time
@@ -212,7 +213,10 @@ def find_samples(
     if arguments.data:
         return read_samples(arguments.data, arguments.limit), None
     found = suite(arguments.tokens, arguments.limit, arguments.seed, arguments.difficulty)
-    return drawn(found, arguments.seed, device)
+    samples, read = drawn(found, arguments.seed, device)
+    # They come geometry by geometry: with --minutes, the last ones would not be asked at all.
+    random.Random(arguments.seed).shuffle(samples)
+    return samples, read
 
 
 def parse() -> argparse.Namespace:

@@ -35,12 +35,12 @@ def retention(rows: Rows, part: str | None = None) -> str:
             *([""] * len(budgets)),
         ],
     ]
-    for name in dict.fromkeys(row["method"] for row in rows[1:]):
+    for name in dict.fromkeys(map(_name, rows[1:])):
         cells = []
         for budget in budgets:
-            found = [r for r in rows if (r["method"], r["budget"]) == (name, budget)]
+            found = [r for r in rows if (_name(r), r["budget"]) == (name, budget)]
             cells.append(_kept(found[0][part] if part else found[0]) if found else "")
-        lines.append([f"`{name}`", *cells])
+        lines.append([name, *cells])
     return _markdown(lines)
 
 
@@ -58,7 +58,7 @@ def categories(rows: Rows) -> str:
             continue
         key = "accuracy" if row["method"] == "full" else "retention"
         cells = [row["by_category"][name][key] for name in names]
-        title = "full, accuracy" if key == "accuracy" else f"`{row['method']}`, retention"
+        title = "full, accuracy" if key == "accuracy" else f"{_name(row)}, retention"
         lines.append([title, *("-" if cell is None else f"{cell:.2f}" for cell in cells)])
     counts = [str(rows[0]["by_category"][name]["n"]) for name in names]
     return _markdown([*lines, ["answers", *counts]])
@@ -78,7 +78,7 @@ def divergence(rows: Rows) -> str:
             f"{row['kl']:.3g}",
             f"{row['agreement']:.3f}",
         ]
-        lines.append([f"`{row['method']}`", *cells])
+        lines.append([_name(row), *cells])
     return _markdown(lines)
 
 
@@ -350,6 +350,11 @@ def _fill(match: re.Match[str]) -> str:
         + TABLES[name]([row for text in texts for row in json.loads(text)["rows"]])
         + closing
     )
+
+
+def _name(row: dict[str, Any]) -> str:
+    """A method, or what a plan makes of one."""
+    return f"`{row['method']}`" + (", planned" if row.get("plan") else "")
 
 
 def _kept(part: dict[str, Any]) -> str:
