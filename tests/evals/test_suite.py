@@ -121,6 +121,12 @@ def test_batches_of_many_kinds_answer_as_each_sample_alone(samples):
 def test_answers_read_off_the_gold_ones_are_right_where_decoded_ones_are(samples):
     """Gold answers are what the full cache decodes, so that some are right and some are not."""
     model, processor = tiny_model(), tiny_processor()
+    common = {"budget": 0.25, "first_token": "compressed"}
+    configs = [
+        *CONFIGS,
+        PureKVConfig(scorer="snapkv", allocation="ada", **common),
+        PureKVConfig(evict="drop", source_layers=(1,), **common),
+    ]
     letters = processor.tokenizer("abcdefghijklmnop", add_special_tokens=False)["input_ids"]
     model.generation_config.eos_token_id = letters[::3]
     head = torch.zeros_like(model.lm_head.weight)
@@ -129,13 +135,13 @@ def test_answers_read_off_the_gold_ones_are_right_where_decoded_ones_are(samples
 
     def outcomes(asked, decode):
         found = evaluate(
-            model, processor, asked, CONFIGS, batch_size=2, read=from_memory, decode=decode
+            model, processor, asked, configs, batch_size=2, read=from_memory, decode=decode
         )
         records = {record.id: record for records in found for record in records}
         return [outcome for sample in asked for outcome in records[sample.id].outcomes]
 
     asked = []
-    fulls = outcomes(samples, True)[:: 1 + len(CONFIGS)]
+    fulls = outcomes(samples, True)[:: 1 + len(configs)]
     for sample, full in zip(samples, fulls, strict=True):
         told = zip(sample.turns, full.answers, strict=True)
         asked.append(
