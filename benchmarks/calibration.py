@@ -27,7 +27,7 @@ def main() -> None:
     )
     parser.add_argument("--model", help="checkpoint directory (default: the embedded model)")
     parser.add_argument("--targets", nargs="+", default=["kv=0.1", "prefill=3.16x"])
-    parser.add_argument("--n", type=int, help="samples (default: 20, or 12 for a speed-up)")
+    parser.add_argument("--n", type=int, help="samples (default: 24, or 12 for a speed-up)")
     parser.add_argument("--tokens", choices=SUITES, default="576", help="visual tokens, about")
     parser.add_argument("--seed", type=int, default=700_000, help="of the samples")
     parser.add_argument("--plans", type=Path, required=True, help="folder for the plans")
@@ -41,7 +41,7 @@ def main() -> None:
     rows = []
     for text in arguments.targets:
         target = Target.parse(text)
-        count = arguments.n or (12 if target.kind == "prefill" else 20)
+        count = arguments.n or (12 if target.kind == "prefill" else 24)
         found = suite(arguments.tokens, count, arguments.seed)
         samples, read = drawn(found, arguments.seed, model.device)
         started = time.perf_counter()

@@ -5,8 +5,8 @@
     python benchmarks/everything.py --only decode vision --out NEW --minutes 9
 
 Each result is made by a script of this folder, in a process of its own with GPUs of its own, and
-appears in --out whole or not at all, beside a log. What is there is not made again: a run that was
-broken off goes on when it is repeated.
+appears in --out whole or not at all, beside a log; NAME.part.json is what a broken-off run left.
+What is there is not made again: a run that was broken off goes on when it is repeated.
 """
 
 import argparse
@@ -24,7 +24,6 @@ from common import RESULTS
 HERE = Path(__file__).parent
 SUITE = "reference_suite.py --level full --draw --forced --workers 2 --dtype bfloat16 --device cuda"
 SECOND = "--model {second} --plan ../training/second/plan.json"
-FAST = "--model {second} --plan ../training/second/plan_fast.json"
 TIMED = "prefill_overhead.py --budgets 0.2 --baselines sdpa --repeats 2"
 EVERY = (
     "clie,snapkv,pyramidkv,adakv,expected_attention,key_diff,infinipot_v,value_norm,streaming,"
@@ -52,7 +51,7 @@ MADE = {
     "second_4k": Result(f"{SUITE} --tokens 4k {SECOND} --batch 16"),
     "modes_1k": Result(f"{SUITE} --level modes --tokens 1k"),
     "modes_4k": Result(f"{SUITE} --level modes --tokens 4k --batch 16"),
-    "second_modes_4k": Result(f"{SUITE} --level modes --tokens 4k --batch 16 {FAST}"),
+    "second_modes_4k": Result(f"{SUITE} --level modes --tokens 4k --batch 16 --model {{second}}"),
     "calibration": Result("calibration.py --plans {out}/plans --device cuda --dtype bfloat16"),
     "attention_facts": Result("attention_facts.py"),
     "certificate": Result("certificate.py --plan reference"),
@@ -118,6 +117,8 @@ def make(names: list[str], gpus: int, second: Path | None, out: Path, minutes: f
                 running.remove(one)
                 free.extend(one.gpus)
                 good = one.process.returncode == 0
+                if good:
+                    _part(out, one.name).replace(out / f"{one.name}.json")
                 took = f"{time.monotonic() - one.started:.0f} s"
                 print(f"{one.name}: {'done' if good else 'FAILED'}, {took}", file=sys.stderr)
                 failed += [] if good else [one.name]
@@ -131,7 +132,11 @@ def make(names: list[str], gpus: int, second: Path | None, out: Path, minutes: f
 
 def words(name: str, second: Path | None, out: Path) -> list[str]:
     made = [word.format(second=second, out=out) for word in MADE[name].words.split()]
-    return [*made, "--out", str(out / f"{name}.json")]
+    return [*made, "--out", str(_part(out, name))]
+
+
+def _part(out: Path, name: str) -> Path:
+    return out / f"{name}.part.json"
 
 
 def main() -> None:

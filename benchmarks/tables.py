@@ -280,6 +280,7 @@ def tensor(rows: Rows) -> str:
 TENSOR = {
     ("dense", None, 1.0): "dense, full cache",
     ("dense", "post", 0.2): "20% kept",
+    ("spatiotemporal", "post", 0.2): "20% kept, sparse attention",
     ("dense", "drop", 0.2): "20% go on behind layer 2",
     ("spatiotemporal", "drop", 0.2): "the same, sparse up to there",
 }

@@ -27,6 +27,8 @@ from purekv.session import read_clip
 from purekv.upstream import CACHE, cache_of
 
 SPARE_TOKENS = 2
+ROWS_OF_LOGITS = 64
+"""So many answers' logits are made at once."""
 FREE_TOKENS = 64
 """Room of an answer in free text, whose length is not the gold one's."""
 
@@ -176,6 +178,7 @@ def answer_samples(
             that gives the first token that differs, and what was said before. One forward for all
             tokens of an answer, where decoding takes one for each.
     """
+    force = force or not decode
     inputs: dict[str, Any] = dict(batch.inputs)
     copies, text = 1, None
     if stack is not None:
@@ -269,12 +272,16 @@ def _read(
         hook.remove()
         _rewind(cache, prompt)
     head = model.get_output_embeddings()
-    wanted = []
-    for row, n in zip(hidden[0], lengths, strict=True):
-        wanted += [row[prompt - seen - 1, None]] if prompt_too else []
-        wanted.append(row[len(row) - n :])
-    parts = [prompt_too + n for n in lengths]
-    return list(head(torch.cat(wanted)).float().log_softmax(-1).split(parts))
+    found: list[Tensor] = []
+    for start in range(0, len(lengths), ROWS_OF_LOGITS):
+        some = slice(start, start + ROWS_OF_LOGITS)
+        wanted = []
+        for row, n in zip(hidden[0][some], lengths[some], strict=True):
+            wanted += [row[prompt - seen - 1, None]] if prompt_too else []
+            wanted.append(row[len(row) - n :])
+        parts = [prompt_too + n for n in lengths[some]]
+        found += head(torch.cat(wanted)).float().log_softmax(-1).split(parts)
+    return found
 
 
 @dataclass(frozen=True)
