@@ -277,12 +277,9 @@ def tensor(rows: Rows) -> str:
     return _markdown(lines)
 
 
-TENSOR = {
-    ("dense", None, 1.0): "dense, full cache",
+TENSOR = WAYS | {
     ("dense", "post", 0.2): "20% kept",
     ("spatiotemporal", "post", 0.2): "20% kept, sparse attention",
-    ("dense", "drop", 0.2): "20% go on behind layer 2",
-    ("spatiotemporal", "drop", 0.2): "the same, sparse up to there",
 }
 
 
