@@ -17,8 +17,10 @@ import random
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -108,7 +110,8 @@ def main() -> None:
                 folder, arguments.limit, arguments.seed,
                 tokens=arguments.tokens, level=arguments.difficulty,
             )  # fmt: skip
-        samples, _ = find_samples(arguments, torch.device("cpu"))
+        batches, _ = find_samples(arguments, torch.device("cpu"))
+        samples = list(chain.from_iterable(batches))
         shown = settings(arguments) | {"data": given.name if given else "None"}
         asked = time.perf_counter()
         prepared = round(asked - started, 1)
@@ -175,14 +178,15 @@ def work(arguments: argparse.Namespace, part: int, queue: Any) -> None:
 
 
 def ask(arguments: argparse.Namespace, part: int) -> Iterator[list[Record]]:
-    """Records of every so many-th sample, as many as there are workers."""
+    """Records of every so many-th batch, as many as there are workers."""
     checkpoint = Checkpoint.find(arguments.model)
     model = checkpoint.model(device=arguments.device, dtype=arguments.dtype)
-    samples, read = find_samples(arguments, model.device)
+    batches, read = find_samples(arguments, model.device)
     configs = find_methods(arguments)
     asked = time.perf_counter()
+    mine = list(chain.from_iterable(batches[part :: arguments.workers]))
     for batch in evaluate(
-        model, checkpoint.processor(), samples[part :: arguments.workers], configs,
+        model, checkpoint.processor(), mine, configs,
         batch_size=arguments.batch, read=read, decode=not arguments.forced,
     ):  # fmt: skip
         yield batch
@@ -208,15 +212,29 @@ def find_methods(arguments: argparse.Namespace) -> list[Method]:
 
 def find_samples(
     arguments: argparse.Namespace, device: torch.device
-) -> tuple[list[Sample], Callable[[Sample], Media] | None]:
-    """The samples, and what draws their pixels where these are no files."""
+) -> tuple[list[list[Sample]], Callable[[Sample], Media] | None]:
+    """Batches of samples, and what draws their pixels where these are no files."""
     if arguments.data:
-        return read_samples(arguments.data, arguments.limit), None
-    found = suite(arguments.tokens, arguments.limit, arguments.seed, arguments.difficulty)
+        # What they show is known once they are read: `evaluate` batches them.
+        return [[sample] for sample in read_samples(arguments.data, arguments.limit)], None
+    found = list(suite(arguments.tokens, arguments.limit, arguments.seed, arguments.difficulty))
     samples, read = drawn(found, arguments.seed, device)
+    pairs = [
+        ((one.geometry, len(one.turns)), sample) for one, sample in zip(found, samples, strict=True)
+    ]
     # They come geometry by geometry: with --minutes, the last ones would not be asked at all.
-    random.Random(arguments.seed).shuffle(samples)
-    return samples, read
+    random.Random(arguments.seed).shuffle(pairs)
+    return alike(pairs, arguments.batch), read
+
+
+def alike(pairs: Iterable[tuple[Any, Sample]], size: int) -> list[list[Sample]]:
+    """Batches of samples of one kind, whole ones first."""
+    whole, filling = [], defaultdict(list)
+    for kind, sample in pairs:
+        filling[kind].append(sample)
+        if len(filling[kind]) == size:
+            whole.append(filling.pop(kind))
+    return [*whole, *filling.values()]
 
 
 def parse() -> argparse.Namespace:

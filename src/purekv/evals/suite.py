@@ -119,7 +119,7 @@ def evaluate(
 
     Args:
         batch_size: samples prefilled together.
-        rows_at_once: samples times configs answered together (default: 32 on a CPU, else 512).
+        rows_at_once: samples times configs answered together (default: 32 on a CPU, else 1024).
         read: how a sample becomes pixels (default: its files are decoded).
         done: records of an earlier call with the same samples, by id. Batches are the same as
             theirs; those that are whole are not asked again.
@@ -207,7 +207,7 @@ class Asking:
         decode: bool = True,
     ) -> None:
         if rows_at_once is None:
-            rows_at_once = 32 if model.device.type == "cpu" else 512
+            rows_at_once = 32 if model.device.type == "cpu" else 1024
         for config in configs:
             if isinstance(config, PureKVConfig):
                 check_for_model(config, model)
