@@ -246,6 +246,7 @@ def main() -> None:
             rows.append(one)
             shown = {key: value for key, value in one.items() if value is not None}
             print(shown, file=sys.stderr, flush=True)
+        write_results(arguments.out, settings(arguments), rows)  # so far
 
     if "attention_layer" in whats:
         small = Layer.random(arguments.shape, 1024, device, DTYPES[name])
@@ -264,7 +265,6 @@ def main() -> None:
         plan = Plan(configs(sparse[tiles[0]]), tuple(baselines), ("lm_prefill",), arguments.repeats)
         for tokens in lengths:
             show(measure_prompt(model, subject.inputs(tokens), 1, plan))
-    write_results(arguments.out, settings(arguments), rows)
 
 
 if __name__ == "__main__":

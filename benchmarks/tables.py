@@ -101,6 +101,7 @@ WAYS = {
     ("dense", "drop", 0.2): "20% go on behind layer 2",
     ("spatiotemporal", "drop", 0.2): "the same, sparse up to there",
     ("spatiotemporal", "drop", 0.1): "10% go on behind layer 2, sparse up to there",
+    ("spatiotemporal", "drop", 0.35): "35% go on behind layer 4, sparse up to there",
 }
 
 
@@ -111,7 +112,7 @@ def prefill(rows: Rows) -> str:
     lengths = sorted({row["tokens"] for row in timed})
     heads = ["prefill", *(f"{tokens // 1024}k, ms" for tokens in lengths), "retention"]
     lines = [heads, ["---"] * len(heads)]
-    for way, name in WAYS.items():
+    for way, name in _measured(timed).items():
         cells = [name]
         for tokens in lengths:
             (row,) = (r for r in timed if r["tokens"] == tokens and _way(r) == way)
@@ -119,6 +120,12 @@ def prefill(rows: Rows) -> str:
             cells.append(f"{row['ms']:,.0f}{times}")
         lines.append([*cells, _kept(quality[way]) if way[1] else "1"])
     return _markdown(lines)
+
+
+def _measured(rows: Rows) -> dict[tuple[Any, ...], str]:
+    """Those of `WAYS` that the rows have."""
+    ways = set(map(_way, rows))
+    return {way: name for way, name in WAYS.items() if way in ways}
 
 
 def _way(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -149,7 +156,7 @@ def baselines(rows: Rows) -> str:
     lines = [["prefill", "tokens", "ms", "over SDPA", "over FlashAttention-2", "peak, GB"]]
     lines.append(["---"] * 6)
     for tokens in sorted({row["tokens"] for row in timed}):
-        for way, name in WAYS.items():
+        for way, name in _measured(timed).items():
             pair = {r["baseline"]: r for r in timed if r["tokens"] == tokens and _way(r) == way}
             ours, flash = pair["sdpa"], pair["flash"]
             over = f"{flash['speedup']:.2f}"
@@ -172,11 +179,53 @@ def predicted(rows: Rows) -> str:
         cost, seen = CostModel(), row["tokens"] + text
         tile = 2 * (row["prefill"] == "spatiotemporal")
         if row["evict"] == "drop":
-            ms = cost.dropping(layers, 2, seen, row["budget"] * row["tokens"] + text, tile)
+            behind = 4 if row["budget"] == 0.35 else 2
+            ms = cost.dropping(layers, behind, seen, row["budget"] * row["tokens"] + text, tile)
         else:
             ms = cost.prefill([seen] * layers, [tile] * layers)
         cells = [WAYS[_way(row)], str(row["tokens"]), f"{row['ms']:,.0f}", f"{ms:,.0f}"]
         lines.append([*cells, f"{ms / row['ms'] - 1:+.1%}"])
+    return _markdown(lines)
+
+
+def longest(rows: Rows) -> str:
+    """How long a prompt fits, until memory ends."""
+    lines = [["tokens", "go on", "prefill, ms", "peak, GB", "KV cache, GB"], ["---"] * 5]
+    for row in rows:
+        cells = [f"{row['tokens']:,}", f"{row['budget']:.0%}"]
+        if row["skipped"]:
+            lines.append([*cells, row["skipped"], "", ""])
+            continue
+        sizes = (row["peak_bytes"], row["kv_bytes"])
+        lines.append([*cells, f"{row['ms']:,.0f}", *(f"{size / 1e9:.1f}" for size in sizes)])
+    return _markdown(lines)
+
+
+def automatic(rows: Rows) -> str:
+    """The bare model, and PureKV attached where it changes nothing or little."""
+    lines = [["tokens", "bare model, ms", "PureKV attached, ms", "bare over attached"]]
+    lines.append(["---"] * 4)
+    for bare, ours in zip(rows[::2], rows[1::2], strict=True):
+        times = (
+            f"{row['ms']:.1f} [{row['ms_min']:.1f}, {row['ms_max']:.1f}]" for row in (bare, ours)
+        )
+        lines.append([f"{bare['tokens']:,}", *times, f"{ours['speedup']:.3f}"])
+    return _markdown(lines)
+
+
+def methods(rows: Rows) -> str:
+    """Language-model prefill of every method, eviction included."""
+    found = [row for row in rows if row["what"] == "lm_prefill" and not row["skipped"]]
+    lengths = sorted({row["tokens"] for row in found})
+    heads = ["cache", *(f"{tokens // 1024}k, ms" for tokens in lengths)]
+    lines = [heads, ["---"] * len(heads)]
+    for name in dict.fromkeys(row["method"] for row in found):
+        cells = []
+        for tokens in lengths:
+            here = [r for r in found if (r["method"], r["tokens"]) == (name, tokens)]
+            over = f" ({here[0]['speedup']:.2f}x)" if here and name != "full" else ""
+            cells.append(f"{here[0]['ms']:,.0f}{over}" if here else "")
+        lines.append([f"`{name}`", *cells])
     return _markdown(lines)
 
 
@@ -308,6 +357,9 @@ TABLES: dict[str, Callable[[Rows], str]] = {
     "baselines": baselines,
     "predicted": predicted,
     "layer": layer,
+    "longest": longest,
+    "automatic": automatic,
+    "methods": methods,
     "decode": decode,
     "overhead": overhead,
     "tensor": tensor,

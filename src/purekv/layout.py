@@ -126,6 +126,6 @@ class Layout:
         """Text tokens of each row, padding not counted."""
         return tuple(self.is_text.sum(-1).tolist())
 
-    @property
+    @cached_property
     def has_padding(self) -> bool:
         return not bool(self.is_token.all())

@@ -136,10 +136,11 @@ class Prefill:
         self._allocation = allocation
         self._place = {layer_idx: place for place, layer_idx in enumerate(roles.evicting)}
         self._num_heads = num_key_value_heads
-        # With scope="prompt" the text behind the span is the window, whatever its length.
-        asked = config.window if config.scope == "visual" else "question"
-        window = observation_window(layout, asked)
-        self._stage = _Stage(layout, window, stored, self._selector(layout.is_visual, stored))
+        if self.evicts:
+            # With scope="prompt" the text behind the span is the window, whatever its length.
+            asked = config.window if config.scope == "visual" else "question"
+            window = observation_window(layout, asked)
+            self._stage = _Stage(layout, window, stored, self._selector(layout.is_visual, stored))
         self._tolerance = config.tolerance
         self._has_terms = config.scorer in IN_OUTPUT_UNITS
         self.measured: list[Measured] | None = None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from purekv.attention.packed import packed_attention
+from purekv.attention.packed import kernels_for_any_length, packed_attention
 from purekv.errors import PureKVError
 from purekv.ops.ragged_decode import Segments, has_kernel, ragged_decode
 from purekv.upstream import CACHE
@@ -76,7 +76,8 @@ class Backend:
         """
         if self.packs(query.shape[2]):
             return packed_attention(query, key, value, mask, kwargs.get("scaling")), None
-        return self.forward(module, query, key, value, mask, **kwargs)
+        with kernels_for_any_length(query.device):
+            return self.forward(module, query, key, value, mask, **kwargs)
 
     def packs(self, q_len: int) -> bool:
         """Whether the query heads of a group share one row of a mask for `decode`."""

@@ -27,15 +27,16 @@ def packed_attention(
     """
     batch, num_heads, _, head_dim = query.shape
     rows = query.view(batch, key.shape[1], -1, head_dim)
-    with _kernels_for_any_length(query.device):
+    with kernels_for_any_length(query.device):
         output = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scale)
     return output.reshape(batch, 1, num_heads, -1)
 
 
 @contextmanager
-def _kernels_for_any_length(device: torch.device) -> Iterator[None]:
-    """Keep cuDNN out: SDPA prefers it on Hopper, and it plans anew for every length, which in
-    decoding is every step."""
+def kernels_for_any_length(device: torch.device) -> Iterator[None]:
+    """Keep cuDNN out: SDPA prefers it on Hopper, and it plans anew, for tens of milliseconds, for
+    every shape. In decoding that is every step; where layers keep different numbers of entries,
+    every layer as well."""
     allowed = device.type == "cuda" and cuda.cudnn_sdp_enabled()
     if allowed:
         cuda.enable_cudnn_sdp(False)
