@@ -8,6 +8,7 @@ import torch
 
 from purekv import PureKV, PureKVConfig, PureKVError
 from purekv.evals import SharedPrefill, answer_samples, prepare_samples, read_samples
+from purekv.upstream import CACHE, cache_of
 from tests.media.clips import write_video
 from tests.tiny import tiny_model, tiny_processor
 
@@ -139,3 +140,38 @@ def test_a_broken_data_file_is_named(tmp_path):
     path.write_text("nonsense\n")
     with pytest.raises(PureKVError, match="is not a sample"):
         read_samples(path)
+
+
+@pytest.mark.parametrize("decode", [True, False])
+def test_a_turn_behind_a_long_video_stands_where_transformers_puts_it(tmp_path, decode):
+    """More temporal patches than rows: the video's positions reach further than its question's."""
+    model, processor = tiny_model(), tiny_processor()
+    write_video(tmp_path / "long.mp4", num_frames=400)
+    turns = [{"question": "what?", "answer": "a cat"}, {"question": "and?", "answer": "no"}]
+    line = {"id": "long", "video": "long.mp4", "turns": turns}
+    (tmp_path / "data.jsonl").write_text(json.dumps(line))
+    batch = prepare_samples(model, processor, read_samples(tmp_path / "data.jsonl"))
+    frames, height, _ = batch.inputs["video_grid_thw"][0].tolist()
+    assert frames > height
+
+    with SharedPrefill([], model) as run:
+        (stack,) = run.stacks(batch.inputs)
+        (row,) = answer_samples(model, processor, batch, stack, force=True, decode=decode)
+    asked = {"do_sample": False, "return_dict_in_generate": True}
+    chat = model.generate(**batch.inputs, max_new_tokens=2, **asked)
+    cache = cache_of(chat)
+    cache.crop(batch.inputs["input_ids"].shape[1] - cache.get_seq_length())
+    first, second = (prompts[0] for prompts in batch.prompts)
+    new = processor.tokenizer(second[len(first) :], add_special_tokens=False, return_tensors="pt")
+    ids = torch.cat([batch.inputs["input_ids"], new["input_ids"]], dim=1)
+    later = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=1,
+        output_logits=True,
+        **{CACHE: cache},
+        **asked,
+    )
+    torch.testing.assert_close(
+        row.forced[1][0], later.logits[0][0].log_softmax(-1), atol=1e-4, rtol=1e-3
+    )
