@@ -156,7 +156,7 @@ class Prefill:
         """What a layer's attention is to be: "dense", "spatiotemporal" or "kept"."""
         if layer_idx in self._active_layers:
             return "kept"
-        is_sparse = self._sparse.tile_of(layer_idx) in self.patterns
+        is_sparse = self.patterns and self._sparse.tile_of(layer_idx) in self.patterns
         return "spatiotemporal" if is_sparse else "dense"
 
     def patterns_of(self, layer_idx: int) -> tuple[Pattern, ...]:

@@ -137,6 +137,8 @@ class Family:
 
 def token_runs(is_here: Tensor) -> list[list[int]]:
     """Runs of True in is_here [B, S]: [row, start, length] each, in reading order."""
+    if not is_here.any():  # most prompts have media of one kind
+        return []
     edges = torch.nn.functional.pad(is_here.to(torch.int8), (1, 1)).diff(dim=-1)
     starts, stops = (edges == 1).nonzero(), (edges == -1).nonzero()
     return torch.cat([starts, stops[:, 1:] - starts[:, 1:]], dim=1).tolist()
