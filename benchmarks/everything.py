@@ -49,15 +49,15 @@ MADE = {
     "second_1k": Result(f"{SUITE} --tokens 1k {SECOND}"),
     "reference_4k": Result(f"{SUITE} --tokens 4k --plan reference --batch 16"),
     "second_4k": Result(f"{SUITE} --tokens 4k {SECOND} --batch 16"),
-    "modes_1k": Result(f"{SUITE} --level modes --tokens 1k"),
-    "modes_4k": Result(f"{SUITE} --level modes --tokens 4k --batch 16"),
+    "modes_1k": Result(f"{SUITE} --level modes --tokens 1k --plan reference_fast"),
+    "modes_4k": Result(f"{SUITE} --level modes --tokens 4k --batch 16 --plan reference_fast"),
     "second_modes_4k": Result(f"{SUITE} --level modes --tokens 4k --batch 16 --model {{second}}"),
     "calibration": Result("calibration.py --plans {out}/plans --device cuda --dtype bfloat16"),
     "attention_facts": Result("attention_facts.py"),
     "certificate": Result("certificate.py --plan reference"),
     "prefill_overhead": Result("prefill_overhead.py"),
     "methods_16k": Result(
-        f"{TIMED} --tokens 16384 --phases lm_prefill,overhead --methods {EVERY},h2o"
+        f"{TIMED} --tokens 16384 --phases lm_prefill,overhead --methods {EVERY},h2o,vatp"
     ),
     "methods_64k": Result(
         f"{TIMED} --tokens 65536 --phases lm_prefill,overhead --methods {OBSERVING}"
