@@ -13,7 +13,8 @@ import argparse
 import json
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from multiprocessing import Value
 from pathlib import Path
 
@@ -38,7 +39,7 @@ from torch import Tensor
 from tower import OUT, any_size, block, init_tower, patchify, tower
 from tower import rope_tables as frame_rope
 
-from purekv.reference.data import image, page, video
+from purekv.reference.data import MEDIA, image, page, video
 from purekv.reference.gguf import llama_weights, read_gguf
 from purekv.reference.questions import CATEGORIES
 from purekv.reference.render import ASSETS, Owners, Renderer, load_clip
@@ -177,6 +178,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--emphasis", default="", help="category=times, comma-separated: how much its answers count"
     )
+    parser.add_argument(
+        "--favour", default="", help="media=times, comma-separated: how much oftener they are shown"
+    )
     parser.add_argument("--tower-lr", type=float, default=4e-4)
     parser.add_argument("--lora-lr", type=float, default=1e-3)
     parser.add_argument("--aux", type=float, default=0.3, help="weight of the token labels' loss")
@@ -191,6 +195,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--eval-share", type=float, default=1.0)
     parser.add_argument("--save-every", type=float, default=120, help="seconds")
     return parser.parse_args()
+
+
+def factors(text: str, names: Sequence[str]) -> dict[str, float]:
+    """ "a=2,b=3" as numbers, by name."""
+    times = {name: float(n) for name, n in (one.split("=") for one in text.split(",") if one)}
+    unknown = set(times) - set(names)
+    assert not unknown, f"not among {', '.join(names)}: {', '.join(unknown)}"
+    return times
 
 
 class Run:
@@ -221,9 +233,8 @@ class Run:
             taken[name] = f"{len(fits)} of {len(given)}"
         self.emphasis: Tensor | None = None
         if args.emphasis:
-            times = {c: float(n) for c, n in (one.split("=") for one in args.emphasis.split(","))}
-            self.emphasis = torch.tensor([times.pop(c, 1.0) for c in CATEGORIES]).to(self.device)
-            assert not times, f"no such category: {', '.join(times)}"
+            times = factors(args.emphasis, CATEGORIES)
+            self.emphasis = torch.tensor([times.get(c, 1.0) for c in CATEGORIES]).to(self.device)
         self.optimizer = self.make_optimizer()
         if args.stage == stage == "answers":
             settings = self.optimizer.state_dict()["param_groups"]
@@ -398,6 +409,11 @@ class Run:
         args = self.args
         answers = args.stage == "answers"
         phases = [shapes for _, shapes in ANSWER_PHASES] if answers else TOWER_PHASES
+        times = factors(args.favour, MEDIA)
+        phases = [
+            [replace(s, weight=s.weight * times.get(s.geometry.media, 1.0)) for s in shapes]
+            for shapes in phases
+        ]
         phase = Value("i", self.phase_at(args.begin) if answers else 0)
         turns = args.turns if answers else 0
         tokenizer = self.tokenizer if answers else ""

@@ -329,7 +329,7 @@ def test_the_commands_run_to_the_end(tmp_path: Path, tokenizer: str) -> None:
     first = load_file(tmp_path / "tower.safetensors")
     log = train(
         "answers", tmp_path, "--seconds", "3", "--state", tmp_path / "tower.safetensors",
-        "--emphasis", "count=3,half=2", *words,
+        "--emphasis", "count=3,half=2", "--favour", "images=6", *words,
     )  # fmt: skip
     events = [line["event"] for line in log if "event" in line]
     assert events == ["ready", "done", *["held-out"] * 8]
