@@ -14,6 +14,7 @@ the first token included; later turns are asked after the gold answers to the ea
 import argparse
 import multiprocessing
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -96,6 +97,7 @@ MODES: list[tuple[str, float, dict[str, Any]]] = [
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit that ends the workers too
     arguments = parse()
     given, started = arguments.data, time.perf_counter()
     arguments.model = str(arguments.model or default_checkpoint())
@@ -126,14 +128,17 @@ def main() -> None:
             write_results(arguments.out, shown | run, rows)
             return rows
 
-        written = asked
-        for batch in ask_all(arguments):
-            records |= {record.id: record for record in batch}
-            show_progress(records, len(samples), time.perf_counter() - asked)
-            if time.perf_counter() - written > WRITE_EVERY:
-                write()
-                written = time.perf_counter()
-        rows = write()
+        written, rows = asked, []
+        try:
+            for batch in ask_all(arguments):
+                records |= {record.id: record for record in batch}
+                show_progress(records, len(samples), time.perf_counter() - asked)
+                if time.perf_counter() - written > WRITE_EVERY:
+                    write()
+                    written = time.perf_counter()
+        finally:
+            if records:  # of a run that was stopped as well
+                rows = write()
     for row in rows:
         print(describe(row))
     for record in records.values():
@@ -156,19 +161,21 @@ def ask_all(arguments: argparse.Namespace) -> Iterator[list[Record]]:
     for worker in workers:
         worker.start()
     running = len(workers)
-    while running:
-        try:
-            batch = queue.get(timeout=5)
-        except Empty:
-            if all(worker.is_alive() or worker.exitcode == 0 for worker in workers):
-                continue
-            for worker in workers:
-                worker.terminate()
-            raise SystemExit("a worker failed; its error is above") from None
-        if batch is None:
-            running -= 1
-        else:
-            yield [Record.from_dict(record) for record in batch]
+    try:
+        while running:
+            try:
+                batch = queue.get(timeout=5)
+            except Empty:
+                if all(worker.is_alive() or worker.exitcode == 0 for worker in workers):
+                    continue
+                raise SystemExit("a worker failed; its error is above") from None
+            if batch is None:
+                running -= 1
+            else:
+                yield [Record.from_dict(record) for record in batch]
+    finally:
+        for worker in workers:
+            worker.terminate()
 
 
 def work(arguments: argparse.Namespace, part: int, queue: Any) -> None:
