@@ -1,6 +1,9 @@
 """Frames are found by time; files that cannot serve are refused in one line."""
 
+import random
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -10,6 +13,7 @@ from transformers import Qwen2VLVideoProcessor
 
 from purekv.errors import PureKVError
 from purekv.media import read_video
+from purekv.reference import sample_video
 from tests.media.clips import frame_index, frame_pixels, write_audio, write_video
 
 
@@ -151,3 +155,28 @@ def test_bad_file(tmp_path: Path, case: str) -> None:
 def test_bad_settings(tmp_path: Path, settings: dict, message: str) -> None:
     with pytest.raises(PureKVError, match=message):
         read_video(write_video(tmp_path / "clip.mp4"), **settings)
+
+
+BROKEN = """
+import random, sys
+import av
+from purekv import PureKVError
+from purekv.media import read_video
+
+av.logging.set_level(av.logging.ERROR)  # as importing torchvision did up to 0.24
+for number in range(120):
+    try:
+        read_video(sys.argv[1], fps=25, max_frames=1 + number % 7, end=0.2 + 0.05 * (number % 11))
+    except PureKVError:
+        pass
+"""
+
+
+def test_threads_that_report_errors_do_not_hang_the_reader(tmp_path: Path) -> None:
+    """They decode on when enough frames were read, and a damaged file gives them much to report."""
+    data, choose = bytearray(sample_video().read_bytes()), random.Random(0)
+    for _ in range(200):
+        data[choose.randrange(len(data) // 8, len(data) * 7 // 8)] ^= 0xFF
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(data)
+    subprocess.run([sys.executable, "-c", BROKEN, broken], timeout=120, check=True)

@@ -7,6 +7,7 @@ converted; stretches without a sample are skipped by seeking to the next key fra
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,8 +88,7 @@ def read_video(
     check_file(path, "video")
     check_sampling(fps, max_frames, start, end)
     try:
-        with av.open(str(path)) as container:
-            stream = _video_stream(container, path)
+        with _opened(path) as (container, stream):
             has_sound = bool(container.streams.audio)
             span = _Span.of(container, stream, start, end, path)
             times, rate = _sample_times(span, fps, min_frames, max_frames, multiple_of)
@@ -115,8 +115,7 @@ def read_frames(path: str | Path, choose: Callable[[int], Sequence[int]]) -> np.
     path = Path(path)
     check_file(path, "video")
     try:
-        with av.open(str(path)) as container:
-            stream = _video_stream(container, path)
+        with _opened(path) as (container, stream):
             packets = container.demux(stream)
             stamps = sorted(packet.pts for packet in packets if packet.pts is not None)
             if not stamps:
@@ -144,6 +143,20 @@ def check_sampling(
         raise PureKVError(f"start={start:g}; it must be 0 or more seconds")
     if end is not None and not end > start:
         raise PureKVError(f"no frames between start={start:g} and end={end:g} s; end must be later")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """A file and its first stream of moving pictures."""
+    with av.open(str(path)) as container:
+        stream = _video_stream(container, path)
+        try:
+            yield container, stream
+        finally:
+            # Threads may be decoding frames that nobody will read. PyAV frees the decoder with the
+            # GIL held, and waits for them; one that reports an error to PyAV's log (which other
+            # libraries switch on) would wait for the GIL. Here they are waited for without it.
+            stream.codec_context.flush_buffers()
 
 
 def _video_stream(container: InputContainer, path: Path) -> VideoStream:
