@@ -112,7 +112,7 @@ def main() -> None:
                 folder, arguments.limit, arguments.seed,
                 tokens=arguments.tokens, level=arguments.difficulty,
             )  # fmt: skip
-        batches, _ = find_samples(arguments, torch.device("cpu"))
+        batches, _ = find_batches(arguments, torch.device("cpu"))
         samples = list(chain.from_iterable(batches))
         shown = settings(arguments) | {"data": given.name if given else "None"}
         asked = time.perf_counter()
@@ -188,7 +188,7 @@ def ask(arguments: argparse.Namespace, part: int) -> Iterator[list[Record]]:
     """Records of every so many-th batch, as many as there are workers."""
     checkpoint = Checkpoint.find(arguments.model)
     model = checkpoint.model(device=arguments.device, dtype=arguments.dtype)
-    batches, read = find_samples(arguments, model.device)
+    batches, read = find_batches(arguments, model.device)
     configs = find_methods(arguments)
     asked = time.perf_counter()
     mine = list(chain.from_iterable(batches[part :: arguments.workers]))
@@ -217,7 +217,7 @@ def find_methods(arguments: argparse.Namespace) -> list[Method]:
     return configs
 
 
-def find_samples(
+def find_batches(
     arguments: argparse.Namespace, device: torch.device
 ) -> tuple[list[list[Sample]], Callable[[Sample], Media] | None]:
     """Batches of samples, and what draws their pixels where these are no files."""

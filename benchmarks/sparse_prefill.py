@@ -241,7 +241,7 @@ def main() -> None:
     }
     rows: list[dict[str, Any]] = []
 
-    def show(found: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> None:
+    def keep(found: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> None:
         for one in found:
             rows.append(one)
             shown = {key: value for key, value in one.items() if value is not None}
@@ -258,13 +258,13 @@ def main() -> None:
         for tokens in lengths:
             layer = Layer.random(arguments.shape, tokens, device, DTYPES[name])
             patterns = {tile: layer.pattern(one) for tile, one in sparse.items()}
-            show(layer_rows(layer, patterns, baselines, arguments.repeats))
+            keep(layer_rows(layer, patterns, baselines, arguments.repeats))
     if "lm_prefill" in whats:
         subject = RandomSubject(arguments.shape, arguments.device, name)
         model = subject.model()
         plan = Plan(configs(sparse[tiles[0]]), tuple(baselines), ("lm_prefill",), arguments.repeats)
         for tokens in lengths:
-            show(measure_prompt(model, subject.inputs(tokens), 1, plan))
+            keep(measure_prompt(model, subject.inputs(tokens), 1, plan))
 
 
 if __name__ == "__main__":
