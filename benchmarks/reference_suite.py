@@ -91,6 +91,7 @@ MODES: list[tuple[str, float, dict[str, Any]]] = [
     ("clie", 0.35, {"evict": "drop", "source_layers": (5,), **SPARSE}),
     ("clie", 0.2, {"evict": "drop", "source_layers": (14,)}),
     ("fastv", 0.2, {}),
+    ("evs", 0.35, {}),
     ("evs", 0.2, {}),
     ("frames", 0.2, {}),
 ]
@@ -187,7 +188,10 @@ def work(arguments: argparse.Namespace, part: int, queue: Any) -> None:
 def ask(arguments: argparse.Namespace, part: int) -> Iterator[list[Record]]:
     """Records of every so many-th batch, as many as there are workers."""
     checkpoint = Checkpoint.find(arguments.model)
-    model = checkpoint.model(device=arguments.device, dtype=arguments.dtype)
+    device = arguments.device
+    if device == "cuda":
+        device = f"cuda:{part % torch.cuda.device_count()}"
+    model = checkpoint.model(device=device, dtype=arguments.dtype)
     batches, read = find_batches(arguments, model.device)
     configs = find_methods(arguments)
     asked = time.perf_counter()
@@ -262,7 +266,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="samples")
     parser.add_argument("--batch", type=int, help="samples prefilled together")
     parser.add_argument(
-        "--workers", type=int, default=1, help="processes; a small model leaves a GPU idle"
+        "--workers",
+        type=int,
+        default=1,
+        help="processes, dealt out to the GPUs; a small model leaves one idle",
     )
     parser.add_argument(
         "--forced", action="store_true", help="read answers off the gold ones: no decoding"

@@ -336,25 +336,24 @@ class Run:
             attend = self._backend.decode if layer.evicted else self._backend.forward
             return attend(module, query, key, value, self._masks[place], **kwargs)
         prefill = self._prefill
-        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-        attended = Attended(module.layer_idx, query, key, value, scaling, self._shards)
         kind = "dense" if prefill is None else prefill.attention_of(module.layer_idx)
         output: tuple[Tensor, Tensor | None]
-        if kind == "kept":
-            assert prefill is not None
-            output = self._attend_to_kept(prefill, attended), None
-        elif kind == "spatiotemporal":
-            assert prefill is not None
-            patterns = prefill.patterns_of(module.layer_idx)
-            output = sparse_attention(query, key, value, scaling, patterns), None
-        else:
+        if kind == "dense":
             if not self._stock_masks:
                 mask = None if self._mask is None else self._mask.to(query.device)
             output = self._backend.forward(module, query, key, value, mask, **kwargs)
-        if prefill is not None:
-            prefill.attention.append(kind)
-            if kind != "kept":
-                self._evict(prefill, attended)
+            if prefill is None:
+                return output
+        assert prefill is not None
+        prefill.attention.append(kind)
+        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+        attended = Attended(module.layer_idx, query, key, value, scaling, self._shards)
+        if kind == "kept":
+            return self._attend_to_kept(prefill, attended), None
+        if kind == "spatiotemporal":
+            patterns = prefill.patterns_of(module.layer_idx)
+            output = sparse_attention(query, key, value, scaling, patterns), None
+        self._evict(prefill, attended)
         return output
 
     def _slide(

@@ -124,7 +124,8 @@ class Layout:
     @cached_property
     def text_tokens(self) -> tuple[int, ...]:
         """Text tokens of each row, padding not counted."""
-        return tuple(self.is_text.sum(-1).tolist())
+        tokens = self.is_token.sum(-1).tolist()
+        return tuple(n - visual for n, visual in zip(tokens, self.visual_tokens, strict=True))
 
     @cached_property
     def has_padding(self) -> bool:

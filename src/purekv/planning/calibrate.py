@@ -240,8 +240,9 @@ def _for_speed(c: Calibration, advance: Progress) -> Found:
 
 
 def _fast_enough(c: Calibration, dense_ms: float) -> list[tuple[dict[str, Any], float]]:
-    """Settings that reach the target, and their ms: behind each of some layers as many tokens go on
-    as may, the layers up to there dense or sparse; and all tokens, every layer sparse.
+    """Settings that reach the target, and their ms: as many tokens as may go on, what repeats left
+    out before the first layer, or what a layer finds least important behind it, the layers up to
+    there dense or sparse; and all tokens, every layer sparse.
 
     Raises:
         PureKVError: nothing is fast enough.
@@ -251,6 +252,19 @@ def _fast_enough(c: Calibration, dense_ms: float) -> list[tuple[dict[str, Any], 
     drops = {DROP_FIRST, *range(step, num_layers - 1, step)}
     found: list[tuple[dict[str, Any], float]] = []
     fastest = dense_ms
+
+    def most(times: dict[float, float], settings: dict[str, Any]) -> None:
+        """Add what lets most tokens go on."""
+        nonlocal fastest
+        fastest = min(fastest, *times.values())
+        shares = [share for share, ms in times.items() if ms <= limit]
+        if shares:
+            found.append(({"budget": shares[-1]} | settings, times[shares[-1]]))
+
+    fewer = {
+        share: c.cost.prefill([share * c.tokens] * num_layers, [0] * num_layers) for share in SHARES
+    }
+    most(fewer, {"scorer": "frame_difference", "evict": "drop"})
     for tile in (0, TILE):
         whole = c.cost.prefill([c.tokens] * num_layers, [tile] * num_layers)
         fastest = min(fastest, whole)
@@ -261,14 +275,9 @@ def _fast_enough(c: Calibration, dense_ms: float) -> list[tuple[dict[str, Any], 
                 share: c.cost.dropping(num_layers, layer, c.tokens, share * c.tokens, tile)
                 for share in SHARES
             }
-            fastest = min(fastest, *times.values())
-            shares = [share for share, ms in times.items() if ms <= limit]
-            if not shares:
-                continue
-            dropping = {"budget": shares[-1], "scorer": "clie", "source_layers": [layer]}
             tiles = [tile] * (layer + 1) + [0] * (num_layers - layer - 1)
-            dropping |= {"evict": "drop"} | (_sparse(tiles) if tile else {})
-            found.append((dropping, times[shares[-1]]))
+            dropping = {"scorer": "clie", "source_layers": [layer], "evict": "drop"}
+            most(times, dropping | (_sparse(tiles) if tile else {}))
     if not found:
         raise PureKVError(
             f"target {c.target} is out of reach at {c.tokens} tokens: the fastest plan is "
