@@ -80,6 +80,10 @@ class Run:
             supported; in a forward, if the request is not.
     """
 
+    _looks_on = False
+    """Whether `_evict` runs at every layer even if nothing is evicted: for subclasses that see
+    there what a layer attended to."""
+
     def __init__(self, config: PureKVConfig, model: PreTrainedModel) -> None:
         self.config = config
         self._model = model
@@ -175,7 +179,7 @@ class Run:
     def _before_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Find the layout of a new prompt; refuse what cannot be served before any pixel runs."""
         self._forget()
-        inputs = self._signature.bind_partial(*args, **kwargs).arguments
+        inputs = self._signature.bind_partial(*args, **kwargs).arguments if args else kwargs
         self._attention_mask = inputs.get("attention_mask")
         cache = cache_in(inputs)
         if cache is None:
@@ -346,6 +350,9 @@ class Run:
                 return output
         assert prefill is not None
         prefill.attention.append(kind)
+        prefill.computed.append(query.shape[2])
+        if not (prefill.changes or self._looks_on):
+            return output
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
         attended = Attended(module.layer_idx, query, key, value, scaling, self._shards)
         if kind == "kept":
@@ -392,16 +399,15 @@ class Run:
         """Answers what stayed, if anything had to leave."""
         assert self._cache is not None
         layer, key, value = self._cache.layers[attended.layer_idx], attended.key, attended.value
+        if not prefill.evicts:
+            if prefill.layout.has_padding:
+                layer.mark_padding(prefill.layout.is_token)
+            return None
         seq_len = prefill.layout.is_token.shape[1]
         prefill.kv_bytes_full += (key.nbytes + value.nbytes) // key.shape[2] * seq_len
-        prefill.computed.append(attended.query.shape[2])
-        if prefill.evicts:
-            selection = prefill.select(attended)
-            layer.evict(key, value, selection, prefill.seen)
-            return selection
-        if prefill.layout.has_padding:
-            layer.mark_padding(prefill.layout.is_token)
-        return None
+        selection = prefill.select(attended)
+        layer.evict(key, value, selection, prefill.seen)
+        return selection
 
     def _after_language_model(
         self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
@@ -428,18 +434,25 @@ class Run:
         for layer in layers:
             layer.prompt_entries = layer.physical_length
             layer.trailing_text = prefill.layout.trailing_text
+        kv_bytes_kept = kv_bytes_full = cache_bytes(self._cache)
+        kept_per_layer = longest_per_layer = prefill.computed
+        if prefill.evicts:
+            kv_bytes_full = prefill.kv_bytes_full
+        if prefill.evicts or self._slides:
+            kept_per_layer = [entries_per_head(layer) for layer in self._cache.layers]
+            longest_per_layer = [physical_length(layer) for layer in self._cache.layers]
         self._report = {
             "scope": self.config.scope,
             "visual_tokens": list(prefill.layout.visual_tokens),
             "kept_visual_tokens": list(prefill.quota),
             "text_tokens": list(prefill.layout.text_tokens),
-            "kept_per_layer": [entries_per_head(layer) for layer in self._cache.layers],
-            "longest_head_per_layer": [physical_length(layer) for layer in self._cache.layers],
+            "kept_per_layer": kept_per_layer,
+            "longest_head_per_layer": longest_per_layer,
             "computed_per_layer": prefill.computed,
             "prefill_per_layer": prefill.attention,
             "source_layers": prefill.scoring.source_layers,
-            "kv_bytes_full": prefill.kv_bytes_full * self._shards.size,
-            "kv_bytes_kept": cache_bytes(self._cache) * self._shards.size,
+            "kv_bytes_full": kv_bytes_full * self._shards.size,
+            "kv_bytes_kept": kv_bytes_kept * self._shards.size,
         }
         self._measured = prefill.measured
         return output

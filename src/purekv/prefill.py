@@ -105,13 +105,15 @@ class Prefill:
         self.patterns: dict[int, tuple[Pattern, ...]] = {}
         """Of sparse attention, by the tile, for each row; empty: all are dense."""
         sparse = config.spatiotemporal
-        if config.prefill == "spatiotemporal":
+        if config.prefill == "spatiotemporal" and max(layout.visual_tokens) >= sparse.min_tokens:
             for tile in {sparse.tile_of(layer) for layer in roles.evicting} - {0}:
                 patterns = row_patterns(
                     media or layout, tile, sparse.anchor_frames, sparse.min_tokens
                 )
                 if any(pattern.clips for pattern in patterns):
                     self.patterns[tile] = patterns
+        self.changes = self.evicts or bool(self.patterns) or layout.has_padding
+        """Whether any layer does more than the model's own attention."""
         self._sparse = sparse
         self._active_layers = roles.active if self.evicts else frozenset()
         self.kept: Kept | None = None

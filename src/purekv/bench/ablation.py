@@ -61,6 +61,8 @@ def ablate(workload: Workload, config: PureKVConfig) -> Ablation:
 class TimedRun(Run):
     """A run that knows where its own time goes. For one prefill."""
 
+    _looks_on = True
+
     def __init__(self, config: PureKVConfig, model: PreTrainedModel) -> None:
         super().__init__(config, model)
         self._laps = Laps(model.device)

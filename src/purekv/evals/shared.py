@@ -56,6 +56,8 @@ class SharedPrefill(Run):
         rows_at_once: a stack holds no more rows than this, or a single config.
     """
 
+    _looks_on = True
+
     def __init__(
         self, configs: Sequence[PureKVConfig], model: PreTrainedModel, rows_at_once: int = 32
     ) -> None:

@@ -29,6 +29,8 @@ class GridFamily(Family):
         found = []
         for modality, is_here in self.tokens_of(config, inputs["input_ids"]).items():
             grid_thw = inputs.get(f"{modality}_grid_thw")
+            if grid_thw is None and not is_here.any():
+                continue
             if grid_thw is not None:
                 grids = [(t, h // merge, w // merge) for t, h, w in grid_thw.tolist()]
             else:

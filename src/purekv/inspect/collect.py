@@ -62,6 +62,8 @@ class Recorder(Run):
     the same result.
     """
 
+    _looks_on = True
+
     def __init__(self, config: PureKVConfig, model: PreTrainedModel) -> None:
         super().__init__(config, model)
         self.recording: Recording | None = None

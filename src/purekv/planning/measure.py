@@ -132,6 +132,8 @@ class Watching(Run):
     """A run that keeps the full cache and hands on what each layer attended to, and the residual
     stream [B, S, hidden] that it started from."""
 
+    _looks_on = True
+
     def __init__(
         self, model: PreTrainedModel, see: Callable[[Layout, Attended, Tensor], None]
     ) -> None:

@@ -14,7 +14,7 @@ from purekv.scoring.accumulated import accumulated_attention
 from purekv.window import Window, window_attention
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: every layer makes one, and on short prompts the GPU waits for the host
 class Attended:
     """What one layer's prefill attention just ran on. B rows, S positions that the layer computes,
     padding included."""
@@ -34,7 +34,7 @@ class Attended:
         return LayerInputs(**vars(self), layout=layout, window=window, rotation=rotation)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class LayerInputs(Attended):
     """That, and what a scorer needs to know of its positions."""
 

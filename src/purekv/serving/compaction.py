@@ -17,7 +17,7 @@ from purekv.serving.requests import Request
 from purekv.window import Window, observed_attention
 
 
-@dataclass(frozen=True)
+@dataclass
 class WindowInputs(LayerInputs):
     """A layer's tensors where queries are those of the window only, in its order."""
 
