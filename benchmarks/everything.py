@@ -31,7 +31,7 @@ EVERY = (
 )
 OBSERVING = "clie,snapkv,expected_attention,key_diff,infinipot_v"
 LONG = "--tokens 32768,65536,131072 --phases lm_prefill"
-SHORT = "--tokens 128,512,1024,2048,4096,8192,16384 --phases lm_prefill"
+SHORT = "--tokens 128,256,512,1024,2048,4096,8192,16384 --phases lm_prefill"
 TORCHRUN = "-m torch.distributed.run --standalone --nproc-per-node"
 
 
@@ -66,8 +66,11 @@ MADE = {
     "one_source": Result(
         f"{TIMED} --tokens 65536 --phases lm_prefill,overhead --source-layers 2 --methods clie"
     ),
+    "one_source_0": Result(
+        f"{TIMED} --tokens 65536 --phases overhead --source-layers 0 --methods clie"
+    ),
     "automatic": Result(
-        f"{TIMED} {SHORT} --methods clie --budgets 1.0 --prefill spatiotemporal --repeats 7"
+        f"{TIMED} {SHORT} --methods clie --budgets 1.0 --prefill spatiotemporal --repeats 21"
     ),
     "longest": Result("longest.py"),
     "sparse_prefill": Result("sparse_prefill.py"),

@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,10 +108,14 @@ WAYS = {
 
 def prefill(rows: Rows) -> str:
     """Prefill by length, with the speed-up over SDPA's default, beside what each way retains."""
-    quality = {_way(row): row for row in rows if row["what"] == "quality" and _early(row)}
+    suites: dict[int, dict[tuple[Any, ...], dict[str, Any]]] = defaultdict(dict)
+    for row in rows:
+        if row["what"] == "quality" and _early(row):
+            suites[round(row["tokens"] / 1000)][_way(row)] = row
     timed = [r for r in rows if r["what"] == "lm_prefill" and r["baseline"] == "sdpa"]
     lengths = sorted({row["tokens"] for row in timed})
-    heads = ["prefill", *(f"{tokens // 1024}k, ms" for tokens in lengths), "retention"]
+    heads = ["prefill", *(f"{tokens // 1024}k, ms" for tokens in lengths)]
+    heads += [f"retention at {thousands}k" for thousands in sorted(suites)]
     lines = [heads, ["---"] * len(heads)]
     for way, name in _measured(timed).items():
         cells = [name]
@@ -118,8 +123,17 @@ def prefill(rows: Rows) -> str:
             (row,) = (r for r in timed if r["tokens"] == tokens and _way(r) == way)
             times = "" if row["evict"] is None else f" (**{row['speedup']:.2f}x**)"
             cells.append(f"{row['ms']:,.0f}{times}")
-        lines.append([*cells, _kept(quality[way]) if way[1] else "1"])
+        kept = [_kept(quality[way]) if way[1] else "1" for _, quality in sorted(suites.items())]
+        lines.append([*cells, *kept])
     return _markdown(lines)
+
+
+def frontier(rows: Rows) -> str:
+    """What saves prefill time, beside what both models retain; `frontier.py` knows its files."""
+    from frontier import table  # a neighbour, found where this file is run as a script
+
+    lines = table()
+    return _markdown([lines[0], ["---"] * len(lines[0]), *lines[1:]])
 
 
 def _measured(rows: Rows) -> dict[tuple[Any, ...], str]:
@@ -354,6 +368,7 @@ def vision(rows: Rows) -> str:
 TABLES: dict[str, Callable[[Rows], str]] = {
     "prefill": prefill,
     "modes": modes,
+    "frontier": frontier,
     "baselines": baselines,
     "predicted": predicted,
     "layer": layer,
