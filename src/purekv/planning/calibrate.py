@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
+from purekv.attach import Run
 from purekv.config import PureKVConfig, SpatioTemporalConfig
 from purekv.errors import PureKVError
 from purekv.evals.answering import Read, prepare_samples, read_media, whole_chats
@@ -205,7 +206,7 @@ def _checked(
 def _for_speed(c: Calibration, advance: Progress) -> Found:
     """Behind which layer tokens are dropped, how many go on, and whether layers are sparse."""
     dense_ms = c.cost.prefill([c.tokens] * c.num_layers, [0] * c.num_layers)
-    tried = _fast_enough(c, dense_ms)
+    tried = _fitting(c.model, _fast_enough(c, dense_ms))
     configs = [for_long_prompts(settings) for settings, _ in tried]
 
     def measure(sample: Sample) -> dict[str, Any]:
@@ -284,6 +285,27 @@ def _fast_enough(c: Calibration, dense_ms: float) -> list[tuple[dict[str, Any], 
             f"{dense_ms / fastest:.2f}x; lower it"
         )
     return found
+
+
+def _fitting(
+    model: PreTrainedModel, found: Sequence[tuple[dict[str, Any], float]]
+) -> list[tuple[dict[str, Any], float]]:
+    """Those that the model can run: some take no drop, or none before some layer.
+
+    Raises:
+        PureKVError: it can run none; says why not the last one.
+    """
+    fitting = []
+    for settings, ms in found:
+        try:
+            Run(for_long_prompts(settings), model)
+        except PureKVError as error:
+            refused = error
+        else:
+            fitting.append((settings, ms))
+    if not fitting:
+        raise refused
+    return fitting
 
 
 def _sparse(tiles: Sequence[int]) -> dict[str, Any]:
