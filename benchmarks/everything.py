@@ -51,7 +51,10 @@ MADE = {
     "second_4k": Result(f"{SUITE} --tokens 4k {SECOND} --batch 16"),
     "modes_1k": Result(f"{SUITE} --level modes --tokens 1k --plan reference_fast"),
     "modes_4k": Result(f"{SUITE} --level modes --tokens 4k --batch 16 --plan reference_fast"),
-    "second_modes_4k": Result(f"{SUITE} --level modes --tokens 4k --batch 16 --model {{second}}"),
+    "second_modes_4k": Result(
+        f"{SUITE} --level modes --tokens 4k --batch 16 --model {{second}} "
+        "--plan ../training/second/fast.json"
+    ),
     "calibration": Result("calibration.py --plans {out}/plans --device cuda --dtype bfloat16"),
     "attention_facts": Result("attention_facts.py"),
     "certificate": Result("certificate.py --plan reference"),

@@ -189,7 +189,7 @@ def ask(arguments: argparse.Namespace, part: int) -> Iterator[list[Record]]:
     """Records of every so many-th batch, as many as there are workers."""
     checkpoint = Checkpoint.find(arguments.model)
     device = arguments.device
-    if device == "cuda":
+    if device in ("auto", "cuda") and torch.cuda.is_available():
         device = f"cuda:{part % torch.cuda.device_count()}"
     model = checkpoint.model(device=device, dtype=arguments.dtype)
     batches, read = find_batches(arguments, model.device)

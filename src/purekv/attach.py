@@ -179,11 +179,9 @@ class Run:
     def _before_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Find the layout of a new prompt; refuse what cannot be served before any pixel runs."""
         self._forget()
-        inputs = self._signature.bind_partial(*args, **kwargs).arguments if args else kwargs
+        inputs = {**self._signature.bind_partial(*args).arguments, **kwargs} if args else kwargs
         self._attention_mask = inputs.get("attention_mask")
         cache = cache_in(inputs)
-        if cache is None:
-            cache = cache_in(kwargs)
         if cache is not None and cache.get_seq_length() > 0:
             self._check_continuation(cache, inputs)
             own_masks(cache, self._stock_masks)
@@ -435,7 +433,7 @@ class Run:
             layer.prompt_entries = layer.physical_length
             layer.trailing_text = prefill.layout.trailing_text
         kv_bytes_kept = kv_bytes_full = cache_bytes(self._cache)
-        kept_per_layer = longest_per_layer = prefill.computed
+        kept_per_layer, longest_per_layer = list(prefill.computed), list(prefill.computed)
         if prefill.evicts:
             kv_bytes_full = prefill.kv_bytes_full
         if prefill.evicts or self._slides:

@@ -105,11 +105,11 @@ class Prefill:
         self.patterns: dict[int, tuple[Pattern, ...]] = {}
         """Of sparse attention, by the tile, for each row; empty: all are dense."""
         sparse = config.spatiotemporal
-        if config.prefill == "spatiotemporal" and max(layout.visual_tokens) >= sparse.min_tokens:
+        media = media or layout
+        most = max(media.visual_tokens, default=0)
+        if config.prefill == "spatiotemporal" and most >= sparse.min_tokens:
             for tile in {sparse.tile_of(layer) for layer in roles.evicting} - {0}:
-                patterns = row_patterns(
-                    media or layout, tile, sparse.anchor_frames, sparse.min_tokens
-                )
+                patterns = row_patterns(media, tile, sparse.anchor_frames, sparse.min_tokens)
                 if any(pattern.clips for pattern in patterns):
                     self.patterns[tile] = patterns
         self.changes = self.evicts or bool(self.patterns) or layout.has_padding

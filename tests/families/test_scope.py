@@ -132,3 +132,13 @@ def test_an_evaluation_knows_visual_tokens_only():
         SharedPrefill([PROMPT], ZOO["qwen2_vl"].model())
     with pytest.raises(PureKVError, match="sliding-window"):
         SharedPrefill([PureKVConfig()], ZOO["gemma3"].model())
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "internvl"])
+def test_without_a_cache_nothing_is_compressed(family):
+    zoo = ZOO[family]
+    model, inputs = zoo.model(), zoo.prompt("video", [0])
+    with PureKV(PureKVConfig(budget=0.5))(model) as run, torch.no_grad():
+        model(**inputs, use_cache=False)
+        with pytest.raises(PureKVError, match="nothing was compressed"):
+            _ = run.report

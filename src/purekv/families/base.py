@@ -139,15 +139,14 @@ def token_runs(is_here: Tensor) -> list[list[int]]:
     """Runs of True in is_here [B, S]: [row, start, length] each, in reading order."""
     runs = []
     for row, flags in enumerate(is_here.numpy()):
-        found = (
-            flags.tobytes()
-        )  # searched in no time, where a dozen small tensor calls hold up a GPU
-        start = found.find(1)
+        # Bytes are searched in no time; a dozen small tensor calls would hold up a GPU.
+        flat = flags.tobytes()
+        start = flat.find(1)
         while start >= 0:
-            stop = found.find(0, start)
-            stop = len(found) if stop < 0 else stop
+            stop = flat.find(0, start)
+            stop = len(flat) if stop < 0 else stop
             runs.append([row, start, stop - start])
-            start = found.find(1, stop)
+            start = flat.find(1, stop)
     return runs
 
 

@@ -3,10 +3,10 @@
 For budgets, each chat is prefilled once on the full cache and the output error of every (source,
 target) pair of layers and of every budget is computed from what its layers attended to. What a
 layer's error is worth comes from a few of the chats, answered while that layer alone sees nothing.
-For speed, whatever reaches the target by the cost model (tokens dropped behind a layer, layers
-sparse) is tried end to end, and its error is the divergence of the next tokens along the gold
-answers. What was measured is kept beside the plan until that is written, so that a killed
-calibration goes on.
+For speed, whatever reaches the target by the cost model (tokens left out before the first layer or
+behind one, layers sparse) is tried end to end, and its error is the divergence of the next tokens
+along the gold answers. What was measured is kept beside the plan until that is written, so that a
+killed calibration goes on.
 """
 
 import json
@@ -47,7 +47,7 @@ DOUBT = 0.1
 it one by one does not say that they can without all like it."""
 TILE = 2
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""Of the visual tokens, that may go on behind a drop."""
+"""Of the visual tokens, that may be left by a drop."""
 DROP_FIRST = 2
 DROP_LAYERS = 5
 """Behind so many layers, evenly spread, and behind the first, a drop is tried."""
@@ -204,7 +204,7 @@ def _checked(
 
 
 def _for_speed(c: Calibration, advance: Progress) -> Found:
-    """Behind which layer tokens are dropped, how many go on, and whether layers are sparse."""
+    """Where tokens are dropped, how many go on, and whether layers are sparse."""
     dense_ms = c.cost.prefill([c.tokens] * c.num_layers, [0] * c.num_layers)
     tried = _fitting(c.model, _fast_enough(c, dense_ms))
     configs = [for_long_prompts(settings) for settings, _ in tried]
