@@ -100,6 +100,11 @@ class Run:
         self._num_layers, self._layers = self._roles.num_layers, self._roles.evicting
         self._slides = len(self._layers) < self._num_layers
         self._stock_masks = self._slides or self._family.stock_masks
+        self._drops = config.evict == "drop" or config.prune is not None
+        """Whether any layer gets fewer tokens than the prompt has."""
+        self._pruner = self._scorer if isinstance(self._scorer, FrameDifference) else None
+        if config.prune is not None:
+            self._pruner = FrameDifference()
         self._allocation = make_allocation(config.allocation, config.layer_shares)
         tower = self._family.vision_tower(model) if self._family.packed_tower else None
         self._vision = contextlib.nullcontext() if tower is None else BatchedChunks(tower)
@@ -137,7 +142,7 @@ class Run:
             self._rotary.register_forward_hook(self._after_rotary, with_kwargs=True),
             language.register_forward_hook(self._after_language_model, with_kwargs=True),
         ]
-        if self.config.evict == "drop":
+        if self._drops:
             for module in dict.fromkeys((self._model, self._multimodal, language)):
                 refuse = partial(refuse_whole_sequences, inspect.signature(module.forward))
                 self._handles.append(module.register_forward_pre_hook(refuse, with_kwargs=True))
@@ -198,9 +203,10 @@ class Run:
                     "the prompt has no visual tokens to evict; add an image or a video, use "
                     'scope="prompt" to compress text, or run the model outside PureKV'
                 )
-            if self.config.evict == "drop" and not layout.is_token[:, -1].all():
+            if self._drops and not layout.is_token[:, -1].all():
                 raise PureKVError(
-                    "a row of the batch ends in padding, and evict='drop' packs rows to the right; "
+                    "a row of the batch ends in padding, and what drops tokens (evict='drop', "
+                    "prune) packs rows to the right; "
                     'pad on the left (processor.tokenizer.padding_side = "left")'
                 )
             quota = keep_counts(self.config.budget, layout)
@@ -235,7 +241,7 @@ class Run:
                 if isinstance(layer, RaggedLayer):
                     layer.segmented = self._backend.takes_segments(layer.device)
         embeds, attention_mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
-        if self._prefill is not None and isinstance(self._scorer, FrameDifference):
+        if self._prefill is not None and self._pruner is not None:
             self._drop_before_layers(self._prefill, kwargs)
             embeds, attention_mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
         if self._stock_masks:  # the model makes its own masks, and a dict of them
@@ -279,8 +285,13 @@ class Run:
         if not prefill.evicts:
             return
         embeds = kwargs["inputs_embeds"]
-        scores = self._scorer.score_embeddings(embeds, prefill.layout)  # type: ignore[attr-defined]
-        prefill.drop(scores, prefill.quota)
+        assert self._pruner is not None
+        scores = self._pruner.score_embeddings(embeds, prefill.layout)
+        going_in = prefill.quota
+        if self.config.prune is not None:
+            shares = keep_counts(self.config.prune, prefill.layout)
+            going_in = tuple(map(max, shares, prefill.quota))
+        prefill.drop(scores, going_in)
         kept = prefill.kept
         assert kept is not None
         kwargs["inputs_embeds"] = kept.take(embeds, 1)

@@ -8,7 +8,7 @@ from typing import Any
 from purekv.allocation import ALLOCATIONS
 from purekv.errors import PureKVError
 from purekv.planning.plan import Plan
-from purekv.scoring import BEFORE_LAYERS, DROPPING, SCORERS
+from purekv.scoring import BEFORE_LAYERS, DROPPING, SCORERS, WHOLE_FRAMES
 
 DEFAULT_BUDGET = 0.2
 
@@ -122,6 +122,12 @@ class PureKVConfig:
     (fewer behind each source, the budget's behind the last), which is faster and lossy. A plain
     forward then answers logits of the kept positions only."""
 
+    prune: float | None = None
+    """Share of the visual tokens that go in at all, in (0, 1): what repeats the frame before is
+    left out before the first layer (`purekv.scoring.frame_difference`), and the budget, still one
+    of all of them, is spent on what went in. None: all. Faster, and lossy where videos do not
+    repeat."""
+
     plan: str | None = None
     """Path of a calibrated plan, or the name of one that ships with purekv. It sets what is left at
     its default."""
@@ -167,6 +173,7 @@ class PureKVConfig:
                 raise PureKVError(f"{name}={value!r} is not available; use {_one_of(allowed)}")
         _check_layer_shares(self)
         _check_drop(self)
+        _check_prune(self)
         if self.evict == "active" and ALLOCATIONS[self.allocation].ragged:
             raise PureKVError(
                 f"evict='active' needs equal counts in all heads of a layer, unlike allocation="
@@ -309,6 +316,34 @@ def _check_drop(config: PureKVConfig) -> None:
         raise PureKVError(
             f"evict='drop' keeps the same tokens in all layers; allocation={config.allocation!r} "
             "needs evict='post'"
+        )
+
+
+def _check_prune(config: PureKVConfig) -> None:
+    share = config.prune
+    if share is None:
+        return
+    if not isinstance(share, float) or not 0.0 < share < 1.0:
+        raise PureKVError(
+            f"prune={share!r} is out of range; write the share of the visual tokens that go in, "
+            "such as 0.4"
+        )
+    if isinstance(config.budget, float) and config.budget > share:
+        raise PureKVError(
+            f"budget={config.budget} is more than goes in with prune={share}; lower the budget, or "
+            "raise prune"
+        )
+    whole = {"prefill": "dense", "evict": "post", "scope": "visual"}
+    for name, value in whole.items():
+        if getattr(config, name) != value:
+            raise PureKVError(
+                f"{name}={getattr(config, name)!r} is not available with prune, which leaves holes "
+                f"in the frames; use {name}={value!r}, or leave prune out"
+            )
+    if config.scorer in WHOLE_FRAMES:
+        raise PureKVError(
+            f"scorer={config.scorer!r} compares whole frames, and prune leaves holes in them; use "
+            "another scorer, or leave prune out"
         )
 
 

@@ -41,6 +41,11 @@ def fit(
     scorer = make_scorer(config.scorer, _source_layers(config, evicting, num_layers), num_layers)
     sources: tuple[int, ...] = getattr(scorer, "source_layers", ())
     roles = LayerRoles(num_layers, evicting)
+    if config.prune is not None and family.undroppable_layers(model.config):
+        raise PureKVError(
+            "prune is not available for models that add visual features of all tokens behind "
+            "their first layers; leave prune out"
+        )
     if config.evict == "drop":
         roles = LayerRoles(num_layers, evicting, dropping=sources)
         _check_dropping(sources, family.undroppable_layers(model.config))
@@ -93,8 +98,8 @@ def refuse_whole_sequences(
         value = named.get(name, asked.get(name))
         if value is not None and value is not False:
             raise PureKVError(
-                f"{name} needs every position, and evict='drop' does not compute them all; "
-                f"leave {name} out, or use evict='post'"
+                f"{name} needs every position, and evict='drop' and prune do not compute them "
+                f"all; leave {name} out, or use evict='post' without prune"
             )
 
 
@@ -120,11 +125,11 @@ def global_layers(config: Any) -> tuple[int, ...]:
 
 # What such models do not take otherwise: a sliding cache cannot go back, and what is attended to
 # without the model's mask would be so causally.
-_WITH_SLIDING_LAYERS = {"evict": "post", "first_token": "exact", "prefill": "dense"}
-_WITH_STOCK_MASKS = {"evict": "post", "prefill": "dense"}
+_WITH_SLIDING_LAYERS = {"evict": "post", "first_token": "exact", "prefill": "dense", "prune": None}
+_WITH_STOCK_MASKS = {"evict": "post", "prefill": "dense", "prune": None}
 
 
-def _refuse_others(config: PureKVConfig, allowed: dict[str, str], models: str) -> None:
+def _refuse_others(config: PureKVConfig, allowed: dict[str, Any], models: str) -> None:
     for name, value in allowed.items():
         if getattr(config, name) != value:
             raise PureKVError(

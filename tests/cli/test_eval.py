@@ -44,6 +44,15 @@ def words(checkpoint: Path, data: Path) -> list[object]:
     ]  # fmt: skip
 
 
+def test_methods_on_fewer_tokens(cli, words) -> None:
+    code, out, err = cli(*words, "--prune", "0.5", "--methods", "clie,streaming", "--json")
+    assert code == 0, err
+    full, *rows = json.loads(out)["rows"]
+    assert [row["prune"] for row in rows] == [0.5] * 4
+    half, quarter = (row["kv_bytes"] for row in rows[:2])
+    assert full["kv_bytes"] > half > quarter
+
+
 def test_rows_are_the_contracts(cli, words) -> None:
     code, out, err = cli(*words, "--speed-samples", "1", "--json")
     assert code == 0

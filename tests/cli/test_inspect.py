@@ -105,6 +105,7 @@ def test_uneven_layers_and_heads(cli_json, words, allocation) -> None:
     ("more", "fix"),
     [
         (["--budget", "1.0"], "lower it"),
+        (["--plan", "reference_fast"], "another plan"),
         (["--budget", "nothing"], "not a number"),
         (["--video", "none.mp4"], "not found"),
         (["--ask", " "], "give --ask"),

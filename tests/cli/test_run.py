@@ -52,6 +52,15 @@ def test_a_sparse_prefill_says_where_it_was_sparse(cli_json, checkpoint, video) 
     assert sparse["config"]["spatiotemporal"]["tile"] == 1
 
 
+def test_fewer_tokens_go_in_than_the_prompt_has(cli_json, checkpoint, video) -> None:
+    asked = "run", "--video", video, "--ask", "What?", "--model", checkpoint, "--budget", "0.25"
+    whole = cli_json(*asked)
+    pruned = cli_json(*asked, "--prune", "0.5")
+    assert pruned["config"]["prune"] == 0.5
+    assert pruned["kv_bytes_kept"] == whole["kv_bytes_kept"]
+    assert pruned["kv_bytes_full"] == whole["kv_bytes_full"]
+
+
 def test_compare_with_the_uncompressed_model(cli_json, checkpoint, video) -> None:
     data = cli_json(
         *("run", "--video", video, "--ask", "What?", "And?", "--model", checkpoint),

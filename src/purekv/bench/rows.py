@@ -11,7 +11,7 @@ from purekv.evals.methods import method_name
 
 KEYS = (
     "what", "tokens", "batch", "method", "prefill", "evict", "scorer", "budget", "plan",
-    "first_token", "ms", "ms_min", "ms_max", "repeats", "tok_s", "peak_bytes", "kv_bytes",
+    "prune", "first_token", "ms", "ms_min", "ms_max", "repeats", "tok_s", "peak_bytes", "kv_bytes",
     "baseline", "speedup", "skipped",
 )  # fmt: skip
 
@@ -24,7 +24,7 @@ def method(config: PureKVConfig | None) -> dict[str, Any]:
     """What a row says of a method; without a config, of the dense full cache."""
     if config is None:
         return {"method": "full", "prefill": "dense", "budget": 1.0}
-    names = ("prefill", "evict", "scorer", "budget", "plan", "first_token")
+    names = ("prefill", "evict", "scorer", "budget", "plan", "prune", "first_token")
     return {"method": method_name(config)} | {name: getattr(config, name) for name in names}
 
 

@@ -54,6 +54,7 @@ def bench(
     prefill: options.Prefills = "dense",
     spatiotemporal: options.SpatioTemporal = "",
     evict: options.Evicts = "post",
+    prune: options.Prune = None,
     first_token: Annotated[
         str, option(COMPRESSION, "exact, or compressed; the ablation shows both.")
     ] = "exact",
@@ -111,6 +112,7 @@ def bench(
         window=parse_window(window),
         spatiotemporal=parse_spatiotemporal(spatiotemporal),
         plan=plan,
+        prune=prune,
         certificate=certificate,
     )
     todo = Plan(

@@ -38,6 +38,7 @@ def evaluate(
     prefill: options.Prefills = "dense",
     spatiotemporal: options.SpatioTemporal = "",
     evict: options.Evicts = "post",
+    prune: options.Prune = None,
     first_token: options.FirstToken = "compressed",
     source_layers: options.SourceLayers = "auto",
     window: options.Window = "question",
@@ -114,6 +115,7 @@ def evaluate(
         window=parse_window(window),
         spatiotemporal=parse_spatiotemporal(spatiotemporal),
         plan=plan,
+        prune=prune,
         tolerance=tolerance,
     )
     actors = None

@@ -59,6 +59,7 @@ def inspect(
     """
     from purekv import PureKVConfig, PureKVError
     from purekv.cli.quiet import quiet
+    from purekv.inspect.collect import check_all_computed
     from purekv.inspect.page import figures, make_page, moments, write_page
     from purekv.inspect.prompt import inspect_prompt
     from purekv.loading import find_device
@@ -75,6 +76,7 @@ def inspect(
         first_token=first_token,
         plan=plan,
     )
+    check_all_computed(config)
     if config.budget == 1.0:
         raise PureKVError("budget=1.0 keeps everything, so there is nothing to look at; lower it")
     check_positive("max_new_tokens", max_new_tokens)

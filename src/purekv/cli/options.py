@@ -59,6 +59,14 @@ SpatioTemporal = Annotated[
 ]
 Evicts = Annotated[str, option(COMPRESSION, "Comma-separated ways to evict: post, active, drop.")]
 Evict = Annotated[str, option(COMPRESSION, "When entries leave: post, active or drop.")]
+Prune = Annotated[
+    float | None,
+    option(
+        COMPRESSION,
+        "Share of the visual tokens that go in; what repeats the frame before is left out before "
+        "the first layer.",
+    ),
+]
 Scope = Annotated[
     str, option(COMPRESSION, "What may be forgotten: visual tokens, or the whole prompt's.")
 ]

@@ -78,8 +78,9 @@ def make_configs(
             chosen = {"prefill": prefill, "evict": evict, **settings, **method_settings(name)}
             if not _planned(chosen):
                 chosen["plan"] = None
+            asked = [budget for budget in budgets if (budget, prefill) != (1.0, "dense")]
             try:
-                found += [PureKVConfig(budget=budget, **chosen) for budget in budgets]
+                found += [PureKVConfig(budget=budget, **chosen) for budget in asked]
             except PureKVError as error:
                 if not _lacks(chosen):
                     raise
@@ -87,11 +88,7 @@ def make_configs(
         if refused and not found:
             raise refused
         configs += found
-    return [
-        config
-        for config in dict.fromkeys(configs)
-        if (config.budget, config.prefill) != (1.0, "dense")
-    ]
+    return list(dict.fromkeys(configs))
 
 
 def _planned(settings: dict[str, Any]) -> bool:

@@ -292,9 +292,10 @@ class Asking:
 def _shares_prefill(config: Method) -> bool:
     """Whether `SharedPrefill` can serve it: its prefill is the dense one, to the last layer."""
     settings = (config.prefill, config.evict, config.first_token)
+    if settings != ("dense", "post", "compressed") or not isinstance(config, PureKVConfig):
+        return False
     # A tolerance makes a layer's scores depend on the budget.
-    tolerates = isinstance(config, PureKVConfig) and config.tolerance is not None
-    return settings == ("dense", "post", "compressed") and not tolerates
+    return config.tolerance is None and config.prune is None
 
 
 def _outcomes(samples: Sequence[Sample], ours: Sequence[Row], full: Sequence[Row]) -> list[Outcome]:

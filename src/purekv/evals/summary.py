@@ -113,6 +113,7 @@ def _row(
         "budget": config.budget if config else 1.0,
         "source_layers": config.source_layers if config else None,
         "plan": config.plan if config else None,
+        "prune": getattr(config, "prune", None),
         "tokens": round(sum(record.visual_tokens for _, record in asked) / count),
         "samples": len(asked),
         **_part(answers, seed),

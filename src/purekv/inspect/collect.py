@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from purekv.attach import Run
 from purekv.config import PureKVConfig
+from purekv.errors import PureKVError
 from purekv.layout import VisualSpan
 from purekv.prefill import Prefill, Scoring
 from purekv.scoring import Attended, LayerInputs
@@ -55,6 +56,15 @@ class Recording:
         return self.norm[..., self.is_visual]
 
 
+def check_all_computed(config: PureKVConfig) -> None:
+    """Raises PureKVError for a config, or its plan, by which layers miss tokens."""
+    if config.evict == "drop" or config.prune is not None:
+        raise PureKVError(
+            "inspect shows what every layer makes of every token, and evict='drop' or prune leaves "
+            "some out; choose others, or another plan"
+        )
+
+
 class Recorder(Run):
     """A run whose `recording` holds the last prefill. Batches of one.
 
@@ -65,6 +75,7 @@ class Recorder(Run):
     _looks_on = True
 
     def __init__(self, config: PureKVConfig, model: PreTrainedModel) -> None:
+        check_all_computed(config)
         super().__init__(config, model)
         self.recording: Recording | None = None
 

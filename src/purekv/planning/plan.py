@@ -16,7 +16,7 @@ from purekv.errors import PureKVError
 SHIPPED = Path(__file__).parent / "plans"
 SETTINGS = (
     "budget", "scorer", "source_layers", "layer_shares", "allocation", "prefill", "spatiotemporal",
-    "evict",
+    "evict", "prune",
 )  # fmt: skip
 _FORMAT = 1
 

@@ -43,6 +43,8 @@ SCORERS: dict[str, Callable[[SourceLayers, int], Scorer]] = {
 # before the first one.
 DROPPING = ("clie", "attention", "frame_difference")
 BEFORE_LAYERS = ("frame_difference",)
+# Who needs every token of a frame.
+WHOLE_FRAMES = ("infinipot_v",)
 # Who needs queries before their rotation.
 UNROTATING = ("expected_attention",)
 
