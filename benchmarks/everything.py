@@ -24,6 +24,7 @@ from common import RESULTS
 HERE = Path(__file__).parent
 SUITE = "reference_suite.py --level full --draw --forced --workers 2 --dtype bfloat16 --device cuda"
 SECOND = "--model {second} --plan ../training/second/plan.json"
+MODES = f"{SUITE} --level modes --tokens 4k --batch 16 --prune 0.4 --budgets 0.1"
 TIMED = "prefill_overhead.py --budgets 0.2 --baselines sdpa --repeats 2"
 EVERY = (
     "clie,snapkv,pyramidkv,adakv,expected_attention,key_diff,infinipot_v,value_norm,streaming,"
@@ -50,11 +51,8 @@ MADE = {
     "reference_4k": Result(f"{SUITE} --tokens 4k --plan reference --batch 16"),
     "second_4k": Result(f"{SUITE} --tokens 4k {SECOND} --batch 16"),
     "modes_1k": Result(f"{SUITE} --level modes --tokens 1k --plan reference_fast"),
-    "modes_4k": Result(f"{SUITE} --level modes --tokens 4k --batch 16 --plan reference_fast"),
-    "second_modes_4k": Result(
-        f"{SUITE} --level modes --tokens 4k --batch 16 --model {{second}} "
-        "--plan ../training/second/fast.json"
-    ),
+    "modes_4k": Result(f"{MODES} --plan reference reference_fast"),
+    "second_modes_4k": Result(f"{MODES} {SECOND} ../training/second/fast.json"),
     "calibration": Result("calibration.py --plans {out}/plans --device cuda --dtype bfloat16"),
     "attention_facts": Result("attention_facts.py"),
     "certificate": Result("certificate.py --plan reference"),

@@ -213,7 +213,7 @@ def find_methods(arguments: argparse.Namespace) -> list[Method]:
         if plan.target.startswith("prefill"):
             configs.append(for_long_prompts(plan.settings))
         else:
-            planned = {"first_token": "compressed", "plan": name}
+            planned = {"first_token": "compressed", "plan": name, "prune": arguments.prune}
             configs += make_methods(["clie"], arguments.budgets, **planned)
     if arguments.level == "modes":
         for name, budget, mode in MODES:
@@ -259,6 +259,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--plan", nargs="+", default=[], help="plans' files or names, asked as well"
     )
+    parser.add_argument("--prune", type=float, help="share of the tokens that go in under plans")
     parser.add_argument("--tokens", choices=SUITES, help="visual tokens of a prompt, about")
     parser.add_argument("--difficulty", choices=DIFFICULTIES, default=DIFFICULTY)
     parser.add_argument("--draw", action="store_true", help="ask about pixels, not files")
