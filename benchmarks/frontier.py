@@ -79,10 +79,11 @@ def quality(way: Way, rows: Rows) -> dict[str, Any] | None:
     """The first row that says what that way retains."""
     wanted = {"what": "quality", "method": way.method, "budget": way.budget,
               "prefill": way.prefill, "evict": way.evict}  # fmt: skip
-    found = [row for row in rows if wanted.items() <= row.items()]
-    found = [row for row in found if bool(row["plan"]) == way.planned]
-    found = [row for row in found if way.planned or row["source_layers"] == way.sources]
-    return found[0] if found else None
+    for row in rows:
+        same = way.planned or row["source_layers"] == way.sources
+        if wanted.items() <= row.items() and bool(row["plan"]) == way.planned and same:
+            return row
+    return None
 
 
 def table() -> list[list[str]]:
