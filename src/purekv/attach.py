@@ -31,6 +31,7 @@ from purekv.cache import (
     EvictingLayer,
     cache_bytes,
     entries_per_head,
+    entry_bytes,
     is_compressed,
     make_evicting,
     own_masks,
@@ -40,6 +41,7 @@ from purekv.certificate import Measured, certify
 from purekv.config import PureKVConfig
 from purekv.errors import PureKVError
 from purekv.fit import fit, refuse_whole_sequences
+from purekv.layout import Layout
 from purekv.parallel import HeadShards
 from purekv.prefill import Prefill
 from purekv.ragged import RaggedLayer, settle
@@ -112,6 +114,7 @@ class Run:
         self._name = f"{NAME_PREFIX}{id(self):x}"
         self._handles: list[RemovableHandle] = []
         self._report: dict[str, Any] | None = None
+        self._layout: Layout | None = None
         self._measured: list[Measured] | None = None
         self._forget()
 
@@ -174,10 +177,16 @@ class Run:
         Raises:
             PureKVError: nothing was compressed yet.
         """
-        if self._report is None:
+        if self._report is None or self._layout is None:
             raise PureKVError("nothing was compressed yet; run model.generate inside the block")
         certificate = None if self._measured is None else [certify(one) for one in self._measured]
-        return Report(**self._report, seconds=self._timer.seconds, certificate=certificate)
+        return Report(
+            **self._report,
+            visual_tokens=list(self._layout.visual_tokens),
+            text_tokens=list(self._layout.text_tokens),
+            seconds=self._timer.seconds,
+            certificate=certificate,
+        )
 
     # The hooks, in the order in which they run.
 
@@ -189,7 +198,8 @@ class Run:
         cache = cache_in(inputs)
         if cache is not None and cache.get_seq_length() > 0:
             self._check_continuation(cache, inputs)
-            own_masks(cache, self._stock_masks)
+            if self._stock_masks:
+                own_masks(cache, True)
             return
         self._report = None
         if inputs.get("use_cache") is not False:
@@ -275,10 +285,12 @@ class Run:
     ) -> None:
         """Keep the angles of a prompt's positions for its scorers."""
         kind = kwargs.get("layer_type") or (args[2] if len(args) > 2 else None)
-        if self._prefill is not None and kind in (None, "full_attention"):
+        prefill = self._prefill
+        looks = prefill is not None and (prefill.changes or self._looks_on)
+        if prefill is not None and looks and kind in (None, "full_attention"):
             position_ids = kwargs["position_ids"] if "position_ids" in kwargs else args[1]
             cos, sin = output
-            self._prefill.rotation = Rotation(cos, sin, position_ids, module, kind)
+            prefill.rotation = Rotation(cos, sin, position_ids, module, kind)
 
     def _drop_before_layers(self, prefill: Prefill, kwargs: dict[str, Any]) -> None:
         """Leave tokens out of the language model's arguments."""
@@ -422,39 +434,42 @@ class Run:
         self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
     ) -> Any:
         prefill, self._prefill = self._prefill, None
+        cache, self._cache = self._cache, None
         self._mask = None
         self._masks.clear()
         if prefill is None:
-            if self._stock_masks and self._cache is not None:
-                own_masks(self._cache, False)
+            if self._stock_masks and cache is not None:
+                own_masks(cache, False)
             return output
-        assert self._cache is not None
+        assert cache is not None
         if len(prefill.computed) < self._num_layers:
             raise PureKVError(
                 f"{self._num_layers - len(prefill.computed)} of {self._num_layers} layers do not "
                 f"attend through transformers' attention interface, so {type(module).__name__} "
                 "cannot be compressed; run it outside PureKV"
             )
-        layers = [self._cache.layers[idx] for idx in self._layers]
-        settle(layers)
+        layers = [cache.layers[idx] for idx in self._layers]
+        if self._allocation.ragged:
+            settle(layers)
         if prefill.tail is not None:
             self._rerun_tail(module, kwargs, prefill.tail, output)
-        own_masks(self._cache, False)
-        for layer in layers:
-            layer.prompt_entries = layer.physical_length
-            layer.trailing_text = prefill.layout.trailing_text
-        kv_bytes_kept = kv_bytes_full = cache_bytes(self._cache)
+        if self._stock_masks:
+            own_masks(cache, False)
         kept_per_layer, longest_per_layer = list(prefill.computed), list(prefill.computed)
         if prefill.evicts:
-            kv_bytes_full = prefill.kv_bytes_full
+            kv_bytes_kept, kv_bytes_full = cache_bytes(cache), prefill.kv_bytes_full
+        else:
+            kv_bytes_kept = kv_bytes_full = entry_bytes(cache)
         if prefill.evicts or self._slides:
-            kept_per_layer = [entries_per_head(layer) for layer in self._cache.layers]
-            longest_per_layer = [physical_length(layer) for layer in self._cache.layers]
+            kept_per_layer = [entries_per_head(layer) for layer in cache.layers]
+            longest_per_layer = [physical_length(layer) for layer in cache.layers]
+        trailing_text = prefill.layout.trailing_text
+        for layer_idx, layer in zip(self._layers, layers, strict=True):
+            layer.prompt_entries = longest_per_layer[layer_idx]
+            layer.trailing_text = trailing_text
         self._report = {
             "scope": self.config.scope,
-            "visual_tokens": list(prefill.layout.visual_tokens),
             "kept_visual_tokens": list(prefill.quota),
-            "text_tokens": list(prefill.layout.text_tokens),
             "kept_per_layer": kept_per_layer,
             "longest_head_per_layer": longest_per_layer,
             "computed_per_layer": prefill.computed,
@@ -463,7 +478,7 @@ class Run:
             "kv_bytes_full": kv_bytes_full * self._shards.size,
             "kv_bytes_kept": kv_bytes_kept * self._shards.size,
         }
-        self._measured = prefill.measured
+        self._layout, self._measured = prefill.layout, prefill.measured
         return output
 
     def _rerun_tail(
@@ -504,7 +519,8 @@ class Run:
     def _make_evicting(self, cache: Cache) -> None:
         layer_class = RaggedLayer if self._allocation.ragged else EvictingLayer
         make_evicting(cache, self._num_layers, layer_class, self._layers)
-        own_masks(cache, self._stock_masks)
+        if self._stock_masks:
+            own_masks(cache, True)
 
     def _check_continuation(self, cache: Cache, inputs: dict[str, Any]) -> None:
         if not is_compressed(cache):

@@ -129,4 +129,4 @@ class Layout:
 
     @cached_property
     def has_padding(self) -> bool:
-        return not bool(self.is_token.all())
+        return 0 in self.is_token.numpy().tobytes()

@@ -121,12 +121,22 @@ class Prefill:
         self.pending: Kept | None = None
         """The same, of what the last layer computed: a drop that the next layer's input must
         feel."""
-
-        stored = layout.is_text
         self.tail: Tensor | None = None
         """bool [B, n]; the newest n positions, True at text that runs again on the compressed
         cache. None if nothing does."""
-        if self.evicts and config.first_token == "compressed":
+        self.measured: list[Measured] | None = None
+        """Of each layer that had something to choose; None if nobody asked."""
+        if config.certificate or config.tolerance is not None:
+            self.measured = []
+        self._drops: dict[int, list[int]] = {}
+        if self.evicts:
+            self._prepare_to_evict(config, allocation, roles, num_key_value_heads)
+
+    def _prepare_to_evict(
+        self, config: PureKVConfig, allocation: Allocation, roles: LayerRoles, num_heads: int
+    ) -> None:
+        layout, stored = self.layout, self.layout.is_text
+        if config.first_token == "compressed":
             for row, visual in enumerate(layout.visual_tokens):
                 if visual and not layout.is_tail[row].any():
                     raise PureKVError(
@@ -137,25 +147,20 @@ class Prefill:
             self.tail = layout.newest_tail
         self._allocation = allocation
         self._place = {layer_idx: place for place, layer_idx in enumerate(roles.evicting)}
-        self._num_heads = num_key_value_heads
-        if self.evicts:
-            # With scope="prompt" the text behind the span is the window, whatever its length.
-            asked = config.window if config.scope == "visual" else "question"
-            window = observation_window(layout, asked)
-            self._stage = _Stage(layout, window, stored, self._selector(layout.is_visual, stored))
+        self._num_heads = num_heads
+        # With scope="prompt" the text behind the span is the window, whatever its length.
+        asked = config.window if config.scope == "visual" else "question"
+        window = observation_window(layout, asked)
+        self._stage = _Stage(layout, window, stored, self._selector(layout.is_visual, stored))
         self._tolerance = config.tolerance
         self._has_terms = config.scorer in IN_OUTPUT_UNITS
-        self.measured: list[Measured] | None = None
-        """Of each layer that had something to choose; None if nobody asked."""
-        if config.certificate or config.tolerance is not None:
-            self.measured = []
-        self._drops: dict[int, list[int]] = {}
-        if self.evicts:
-            quotas = stage_quotas(layout.visual_tokens, self.quota, len(roles.dropping))
-            self._drops = dict(zip(roles.dropping, quotas, strict=True))
+        quotas = stage_quotas(layout.visual_tokens, self.quota, len(roles.dropping))
+        self._drops = dict(zip(roles.dropping, quotas, strict=True))
 
     def attention_of(self, layer_idx: int) -> str:
         """What a layer's attention is to be: "dense", "spatiotemporal" or "kept"."""
+        if not self.changes:
+            return "dense"
         if layer_idx in self._active_layers:
             return "kept"
         is_sparse = self.patterns and self._sparse.tile_of(layer_idx) in self.patterns
