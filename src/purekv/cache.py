@@ -120,9 +120,10 @@ class EvictingLayer(DynamicLayer):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Store entries [B, num_key_value_heads, n, D]; answers all of them, without a copy."""
+        if not self.is_initialized or self.keys.ndim == 1:
+            return super().update(key_states, value_states, *args, **kwargs)
         new = key_states.shape[-2]
-        empty = not self.is_initialized or self.keys.ndim == 1
-        if empty or (new > 1 and self._buffers is None):
+        if new > 1 and self._buffers is None:
             return super().update(key_states, value_states, *args, **kwargs)
         start, stop = self.dense_length, self.dense_length + new
         if not self._writable(stop):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,11 +81,11 @@ class Layout:
     @classmethod
     def build(cls, is_token: Tensor, spans: Sequence[Sequence[VisualSpan]]) -> "Layout":
         """`is_token`: bool [B, S] on the CPU; `spans`: those of each row."""
-        is_visual = torch.zeros_like(is_token)
+        is_visual = np.zeros(is_token.shape, dtype=bool)
         for row, row_spans in enumerate(spans):
             for span in row_spans:
-                is_visual[row, span.start : span.start + span.length] = True
-        return cls(is_token, is_visual, tuple(tuple(row_spans) for row_spans in spans))
+                is_visual[row, span.start : span.stop] = True
+        return cls(is_token, torch.from_numpy(is_visual), tuple(map(tuple, spans)))
 
     def to(self, device: torch.device) -> "Layout":
         return Layout(self.is_token.to(device), self.is_visual.to(device), self.spans)

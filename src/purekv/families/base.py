@@ -111,21 +111,17 @@ class Family:
         Raises:
             PureKVError: ids are missing or do not fit the grids.
         """
-        input_ids = inputs.get("input_ids")
-        if input_ids is None:
+        ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+        if ids is None:
             raise PureKVError("the visual tokens are found from input_ids; pass them to the model")
-        ids = input_ids.cpu()
-        inputs = {**inputs, "input_ids": ids}
-        mask = inputs.get("attention_mask")
-        if mask is None:
-            is_token = torch.ones_like(ids, dtype=torch.bool)
-        elif mask.ndim == 2 and mask.shape == ids.shape:
-            is_token = mask.cpu().bool()
-        else:
+        if mask is not None and mask.shape != ids.shape:
             raise PureKVError(
                 f"attention_mask of shape {tuple(mask.shape)} is not supported; "
                 f"pass the tokenizer's mask of shape {tuple(ids.shape)}"
             )
+        inputs = _on_cpu(inputs)
+        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+        is_token = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
         spans: list[list[VisualSpan]] = [[] for _ in range(ids.shape[0])]
         for placeholder in self.placeholders(config, inputs):
             for row, span in _find_spans(placeholder):
@@ -133,6 +129,23 @@ class Family:
         for row_spans in spans:
             row_spans.sort(key=lambda span: span.start)
         return Layout.build(is_token, spans)
+
+
+def _on_cpu(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The same arguments; ids, mask and grids are brought to the CPU together, as each transfer
+    waits for the device."""
+    there = {
+        name: tensor
+        for name in ("input_ids", "attention_mask", "image_grid_thw", "video_grid_thw")
+        if (tensor := inputs.get(name)) is not None and tensor.device.type != "cpu"
+    }
+    if not there:
+        return dict(inputs)
+    device = next(iter(there.values())).device
+    flat = torch.cat([tensor.flatten().long().to(device) for tensor in there.values()]).cpu()
+    parts = flat.split([tensor.numel() for tensor in there.values()])
+    here = {name: part.view(there[name].shape) for name, part in zip(there, parts, strict=True)}
+    return {**inputs, **here}
 
 
 def token_runs(is_here: Tensor) -> list[list[int]]:
