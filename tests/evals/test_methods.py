@@ -33,6 +33,13 @@ def test_frames_are_listed_once():
     assert method.for_processor(tiny_processor()).multiple_of == 16
 
 
+def test_the_whole_budget_is_left_out_where_nothing_is_sparse():
+    assert make_methods(["clie"], [1.0]) == []
+    assert shown(make_methods(["clie"], [1.0], prefill="spatiotemporal")) == [("clie", "post", 1.0)]
+    sparse = make_configs(["clie"], [1.0], prefills=["dense", "spatiotemporal"])
+    assert [config.prefill for config in sparse] == ["spatiotemporal"]
+
+
 def test_frames_name_the_budget_that_is_no_share():
     with pytest.raises(PureKVError, match="budget=3;"):
         make_methods(["frames", "clie"], [0.5, 3])

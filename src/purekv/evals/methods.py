@@ -78,7 +78,7 @@ def make_configs(
             chosen = {"prefill": prefill, "evict": evict, **settings, **method_settings(name)}
             if not _planned(chosen):
                 chosen["plan"] = None
-            whole = prefill == "dense"  # then 1.0 is the full cache; 1 is a mistake
+            whole = chosen["prefill"] == "dense"  # then 1.0 is the full cache; 1 is a mistake
             asked = [one for one in budgets if not (whole and isinstance(one, float) and one == 1)]
             try:
                 found += [PureKVConfig(budget=budget, **chosen) for budget in asked]
