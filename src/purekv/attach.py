@@ -254,6 +254,8 @@ class Run:
         if self._prefill is not None and self._pruner is not None:
             self._drop_before_layers(self._prefill, kwargs)
             embeds, attention_mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
+        elif self._prefill is not None and not self._prefill.layout.has_padding:
+            attention_mask = None  # hides nothing; to see that there would wait for the device
         if self._stock_masks:  # the model makes its own masks, and a dict of them
             attention_mask = self._attention_mask
         elif not self._continuing and self._needs_mask():

@@ -59,6 +59,8 @@ class Backend:
             attention_mask: [B, S] or None.
             position_ids: text positions [B, S]; only given where no cache is used.
         """
+        if attention_mask is None and position_ids is None and self.name != "eager":
+            return None  # causal; these implementations see to that themselves
         return create_causal_mask(
             config=self._config,
             inputs_embeds=inputs_embeds,

@@ -119,9 +119,9 @@ class Family:
                 f"attention_mask of shape {tuple(mask.shape)} is not supported; "
                 f"pass the tokenizer's mask of shape {tuple(ids.shape)}"
             )
-        inputs = _on_cpu(inputs)
-        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-        is_token = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        ids = ids.cpu()
+        inputs = {**inputs, "input_ids": ids}
+        is_token = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.cpu().bool()
         spans: list[list[VisualSpan]] = [[] for _ in range(ids.shape[0])]
         for placeholder in self.placeholders(config, inputs):
             for row, span in _find_spans(placeholder):
@@ -129,23 +129,6 @@ class Family:
         for row_spans in spans:
             row_spans.sort(key=lambda span: span.start)
         return Layout.build(is_token, spans)
-
-
-def _on_cpu(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The same arguments; ids, mask and grids are brought to the CPU together, as each transfer
-    waits for the device."""
-    there = {
-        name: tensor
-        for name in ("input_ids", "attention_mask", "image_grid_thw", "video_grid_thw")
-        if (tensor := inputs.get(name)) is not None and tensor.device.type != "cpu"
-    }
-    if not there:
-        return dict(inputs)
-    device = next(iter(there.values())).device
-    flat = torch.cat([tensor.flatten().long().to(device) for tensor in there.values()]).cpu()
-    parts = flat.split([tensor.numel() for tensor in there.values()])
-    here = {name: part.view(there[name].shape) for name, part in zip(there, parts, strict=True)}
-    return {**inputs, **here}
 
 
 def token_runs(is_here: Tensor) -> list[list[int]]:
