@@ -124,6 +124,7 @@ class Run:
         self._continuing = False
         self._attention_mask: Tensor | None = None  # [B, tokens seen], as the model got it
         self._mask: Tensor | None = None  # of a forward on an empty cache
+        self._plain = False  # whether no layer of this forward needs us
         self._masks: dict[Any, Any] = {}  # of one on a filled cache; layers that hold alike share
         self._new_tokens: Tensor | None = (
             None  # bool [B, n]; the newest entries, if some are padding
@@ -274,7 +275,15 @@ class Run:
             count = layer.physical_length - layer.prompt_entries + embeds.shape[1]
             new_tokens = attention_mask[:, -count:].bool()
             self._new_tokens = None if new_tokens.all() else new_tokens
+        self._plain = self._is_plain()
         return args, kwargs
+
+    def _is_plain(self) -> bool:
+        """Whether a prefill is the unmodified model's in every layer, and nobody looks on."""
+        prefill = self._prefill
+        if prefill is None or prefill.changes or self._looks_on:
+            return False
+        return self._mask is None and not self._stock_masks
 
     def _needs_mask(self) -> bool:
         """Whether any layer attends densely; what tokens are dropped later gets a mask then."""
@@ -346,6 +355,8 @@ class Run:
         Shapes: query [B, num_attention_heads, q_len, D], key and value [B, num_key_value_heads,
         entries, D].
         """
+        if self._plain:
+            return self._backend.forward(module, query, key, value, None, **kwargs)
         if self._slides and module.layer_idx not in self._layers:
             return self._slide(module, query, key, value, mask, **kwargs)
         if self._continuing:
@@ -444,15 +455,17 @@ class Run:
                 own_masks(cache, False)
             return output
         assert cache is not None
+        if self._plain:
+            prefill.computed = [prefill.layout.is_token.shape[1]] * self._num_layers
+            prefill.attention = ["dense"] * self._num_layers
         if len(prefill.computed) < self._num_layers:
             raise PureKVError(
                 f"{self._num_layers - len(prefill.computed)} of {self._num_layers} layers do not "
                 f"attend through transformers' attention interface, so {type(module).__name__} "
                 "cannot be compressed; run it outside PureKV"
             )
-        layers = [cache.layers[idx] for idx in self._layers]
-        if self._allocation.ragged:
-            settle(layers)
+        layers = [cache.layers[idx] for idx in self._layers] if prefill.evicts else []
+        settle(layers)
         if prefill.tail is not None:
             self._rerun_tail(module, kwargs, prefill.tail, output)
         if self._stock_masks:
@@ -460,15 +473,14 @@ class Run:
         kept_per_layer, longest_per_layer = list(prefill.computed), list(prefill.computed)
         if prefill.evicts:
             kv_bytes_kept, kv_bytes_full = cache_bytes(cache), prefill.kv_bytes_full
+            for layer in layers:
+                layer.prompt_entries = layer.physical_length
+                layer.trailing_text = prefill.layout.trailing_text
         else:
             kv_bytes_kept = kv_bytes_full = entry_bytes(cache)
         if prefill.evicts or self._slides:
             kept_per_layer = [entries_per_head(layer) for layer in cache.layers]
             longest_per_layer = [physical_length(layer) for layer in cache.layers]
-        trailing_text = prefill.layout.trailing_text
-        for layer_idx, layer in zip(self._layers, layers, strict=True):
-            layer.prompt_entries = longest_per_layer[layer_idx]
-            layer.trailing_text = trailing_text
         self._report = {
             "scope": self.config.scope,
             "kept_visual_tokens": list(prefill.quota),

@@ -33,8 +33,8 @@ class EvictingLayer(DynamicLayer):
         self._evicted = 0
         """Tokens seen that `keys` does not hold, padding counted as the batch counts it."""
         self.prompt_entries = 0
-        """Of the physical length, those that the prefill left; later ones are stored one for
-        one."""
+        """Of the physical length, those that eviction left of a prompt; later ones are stored one
+        for one."""
         self.trailing_text = 0
         """Newest tokens of the prompt that every row keeps: nothing behind them was evicted."""
         self._is_entry: Tensor | None = None

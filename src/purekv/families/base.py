@@ -12,6 +12,8 @@ from purekv.layout import Layout, VisualSpan
 
 Grid = tuple[int, int, int]
 """Tokens in time, height and width."""
+TokenRun = list[int]
+"""Row, start and length of tokens of one kind that follow each other."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,8 @@ class Placeholder:
     """How one modality appears in a prompt."""
 
     modality: str
-    is_here: Tensor
-    """bool [B, S] on the CPU; its tokens."""
+    runs: Sequence[TokenRun]
+    """Its tokens, in reading order."""
     grids: Sequence[Grid]
     """Of each item, in prompt order. There may be text between the frames of one item."""
 
@@ -131,8 +133,8 @@ class Family:
         return Layout.build(is_token, spans)
 
 
-def token_runs(is_here: Tensor) -> list[list[int]]:
-    """Runs of True in is_here [B, S]: [row, start, length] each, in reading order."""
+def token_runs(is_here: Tensor) -> list[TokenRun]:
+    """Runs of True in is_here [B, S], which is on the CPU, in reading order."""
     runs = []
     for row, flags in enumerate(is_here.numpy()):
         # Bytes are searched in no time; a dozen small tensor calls would hold up a GPU.
@@ -154,8 +156,7 @@ def encoded_lengths(inputs: Mapping[str, Any], modality: str) -> list[int] | Non
 
 def _find_spans(placeholder: Placeholder) -> list[tuple[int, VisualSpan]]:
     """Give each item its placeholder tokens; rows and items are in the same order."""
-    runs = token_runs(placeholder.is_here)
-    tokens = sum(length for _, _, length in runs)
+    tokens = sum(length for _, _, length in placeholder.runs)
     wanted = sum(t * h * w for t, h, w in placeholder.grids)
     if tokens != wanted:
         raise PureKVError(
@@ -165,7 +166,7 @@ def _find_spans(placeholder: Placeholder) -> list[tuple[int, VisualSpan]]:
     grids = iter(placeholder.grids)
     found: list[tuple[int, VisualSpan]] = []
     missing = height = width = owner = 0  # frames that the item at hand still lacks
-    for row, start, length in runs:
+    for row, start, length in placeholder.runs:
         stop = start + length
         while start < stop:  # items may follow each other without text between them
             continues = missing > 0

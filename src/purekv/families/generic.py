@@ -66,9 +66,9 @@ class Generic(Family):
     def placeholders(self, config: Any, inputs: Mapping[str, Any]) -> list[Placeholder]:
         found = []
         for modality, token in _token_ids(config).items():
-            is_here = inputs["input_ids"] == token
-            grids = [(1, 1, length) for *_, length in token_runs(is_here)]
-            found.append(Placeholder(modality, is_here, grids))
+            runs = token_runs(inputs["input_ids"] == token)
+            grids = [(1, 1, length) for *_, length in runs]
+            found.append(Placeholder(modality, runs, grids))
         return found
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from purekv.errors import PureKVError
-from purekv.families.base import Family, Grid, Placeholder, encoded_lengths, token_runs
+from purekv.families.base import Family, Grid, Placeholder, TokenRun, encoded_lengths, token_runs
 
 
 class GridFamily(Family):
@@ -28,20 +28,23 @@ class GridFamily(Family):
         merge = config.vision_config.spatial_merge_size
         found = []
         for modality, is_here in self.tokens_of(config, inputs["input_ids"]).items():
-            grid_thw = inputs.get(f"{modality}_grid_thw")
-            if grid_thw is None and not is_here.any():
+            grid_thw, runs = inputs.get(f"{modality}_grid_thw"), token_runs(is_here)
+            if grid_thw is None and not runs:
                 continue
             if grid_thw is not None:
                 grids = [(t, h // merge, w // merge) for t, h, w in grid_thw.tolist()]
             else:
                 lengths = encoded_lengths(inputs, modality)
-                grids = grids_from_positions(inputs.get("position_ids"), is_here, lengths)
-            found.append(Placeholder(modality, is_here, grids))
+                grids = _grids_from_positions(inputs.get("position_ids"), is_here, runs, lengths)
+            found.append(Placeholder(modality, runs, grids))
         return found
 
 
-def grids_from_positions(
-    position_ids: Tensor | None, is_here: Tensor, lengths: Sequence[int] | None
+def _grids_from_positions(
+    position_ids: Tensor | None,
+    is_here: Tensor,
+    runs: Sequence[TokenRun],
+    lengths: Sequence[int] | None,
 ) -> list[Grid]:
     """Read the grids off the M-RoPE positions [3 or 4, B, S].
 
@@ -50,9 +53,6 @@ def grids_from_positions(
     Args:
         lengths: tokens of each item. None: each run is one.
     """
-    runs = token_runs(is_here)
-    if not runs:
-        return []
     if position_ids is None or position_ids.ndim != 3:
         raise PureKVError(
             "the prompt has visual tokens but no grid of their sizes; pass image_grid_thw or "

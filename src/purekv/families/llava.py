@@ -22,8 +22,8 @@ class LlavaFamily(Family):
 
     def placeholders(self, config: Any, inputs: Mapping[str, Any]) -> list[Placeholder]:
         ids = inputs["input_ids"]
-        is_image, is_video = ids == config.image_token_id, ids == config.video_token_id
-        images = [(1, 1, length) for *_, length in token_runs(is_image)]
+        shown = token_runs(ids == config.image_token_id)
+        images = [(1, 1, length) for *_, length in shown]
         side, end = self.frame_side(config), int(self.newline)
         lengths = encoded_lengths(inputs, "video")
         pixels = inputs.get("pixel_values_videos")
@@ -32,4 +32,5 @@ class LlavaFamily(Family):
         frames: list[Grid] = []
         for length in lengths or []:
             frames += [((length - end) // side**2, side, side), *[(1, 1, 1)] * end]
-        return [Placeholder("image", is_image, images), Placeholder("video", is_video, frames)]
+        played = token_runs(ids == config.video_token_id)
+        return [Placeholder("image", shown, images), Placeholder("video", played, frames)]

@@ -37,9 +37,9 @@ class Qwen25Omni(GridFamily):
         }
 
     def placeholders(self, config: Any, inputs: Mapping[str, Any]) -> list[Placeholder]:
-        is_audio = inputs["input_ids"] == _audio_token(config)
-        sounds = [(1, 1, length) for *_, length in token_runs(is_audio)]
-        return [*super().placeholders(config, inputs), Placeholder("audio", is_audio, sounds)]
+        runs = token_runs(inputs["input_ids"] == _audio_token(config))
+        sounds = [(1, 1, length) for *_, length in runs]
+        return [*super().placeholders(config, inputs), Placeholder("audio", runs, sounds)]
 
 
 def _audio_token(config: Any) -> int:

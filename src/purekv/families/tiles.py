@@ -40,7 +40,10 @@ class TileFamily(Family):
         is_image = is_here & ~is_video
         images = [(1, side, side)] * (int(is_image.sum()) // tile)
         frames = [(len(starts), side, side) for _, starts in videos]
-        return [Placeholder("image", is_image, images), Placeholder("video", is_video, frames)]
+        return [
+            Placeholder("image", token_runs(is_image), images),
+            Placeholder("video", token_runs(is_video), frames),
+        ]
 
 
 def _videos(ids: Tensor, is_here: Tensor, tile: int) -> list[tuple[int, list[int]]]:

@@ -26,12 +26,13 @@ class VideoLlama3(GridFamily):
         # frame, of unknown height.
         found = []
         for modality, is_here in self.tokens_of(config, inputs["input_ids"]).items():
-            runs = [length for *_, length in token_runs(is_here)]
-            grids = [(1, 1, length) for length in runs]
+            runs = token_runs(is_here)
+            tokens = [length for *_, length in runs]
+            grids = [(1, 1, length) for length in tokens]
             lengths = _lengths(inputs, modality) if modality == "video" else None
-            if lengths is not None and sum(lengths) == sum(runs):
-                grids = [(length // size, 1, size) for length, size in _frames(lengths, runs)]
-            found.append(Placeholder(modality, is_here, grids))
+            if lengths is not None and sum(lengths) == sum(tokens):
+                grids = [(length // size, 1, size) for length, size in _frames(lengths, tokens)]
+            found.append(Placeholder(modality, runs, grids))
         return found
 
 

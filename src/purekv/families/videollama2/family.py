@@ -59,13 +59,13 @@ class VideoLLaMA2(Family):
         """Of an expanded prompt, whose runs tell how many frames their items have."""
         found = []
         for modality, token_id in self.visual_token_ids(config).items():
-            is_here = inputs["input_ids"] == token_id
-            lengths = [length for _, _, length in token_runs(is_here)]
+            runs = token_runs(inputs["input_ids"] == token_id)
+            lengths = [length for _, _, length in runs]
             if modality == "audio":
                 _, _, frequencies = audio_grid(config, 0)
                 grids = [(1, length // frequencies, frequencies) for length in lengths]
             else:
                 _, height, width = video_grid(config, 0)
                 grids = [(length // (height * width), height, width) for length in lengths]
-            found.append(Placeholder(modality, is_here, grids))
+            found.append(Placeholder(modality, runs, grids))
         return found
