@@ -26,6 +26,7 @@ SUITE = "reference_suite.py --level full --draw --forced --workers 2 --dtype bfl
 SECOND = "--model {second} --plan ../training/second/plan.json"
 MODES = f"{SUITE} --level modes --tokens 4k --batch 16 --prune 0.4 --budgets 0.1"
 TIMED = "prefill_overhead.py --budgets 0.2 --baselines sdpa --repeats 2"
+PRUNED = f"{TIMED} --tokens 65536 --phases lm_prefill"
 EVERY = (
     "clie,snapkv,pyramidkv,adakv,expected_attention,key_diff,infinipot_v,value_norm,streaming,"
     "random,fastv,evs"
@@ -71,8 +72,10 @@ MADE = {
         f"{TIMED} --tokens 65536 --phases overhead --source-layers 0 --methods clie"
     ),
     "automatic": Result(
-        f"{TIMED} {SHORT} --methods clie --budgets 1.0 --prefill spatiotemporal --repeats 21"
+        f"{TIMED} {SHORT} --methods clie --budgets 1.0 --prefill spatiotemporal --repeats 31"
     ),
+    "pruned": Result(f"{PRUNED} --budgets 0.4 --methods evs"),
+    "pruned_clie": Result(f"{PRUNED} --budgets 0.1 --prune 0.4 --methods clie_rare"),
     "longest": Result("longest.py"),
     "sparse_prefill": Result("sparse_prefill.py"),
     "decode": Result("decode.py"),

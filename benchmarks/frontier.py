@@ -95,7 +95,7 @@ def _has(row: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 
 def table() -> list[list[str]]:
-    """Cells: what is done, milliseconds, speed-up, and what each model retains of its samples."""
+    """Cells: what is done, milliseconds, speed-up, and what each model retains."""
     lines = [["prefill", "64k, ms", "speed-up", *QUALITY]]
     for way in WAYS:
         ms, speedup = timed(way)
@@ -109,7 +109,7 @@ def table() -> list[list[str]]:
 
 def _retention(row: dict[str, Any]) -> str:
     low, high = row["retention_ci95"]
-    return f"{row['retention']:.3f} [{low:.3f}, {high:.3f}], {row['samples']:,}"
+    return f"{row['retention']:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def draw(path: Path) -> None:

@@ -159,7 +159,8 @@ def modes(rows: Rows) -> str:
         sources = row["source_layers"]
         where = sources if isinstance(sources, str) else ", ".join(map(str, sources or ["-"]))
         parts = [f"{row['by_category'][name]['retention']:.2f}" for name in names]
-        cells = [f"`{row['method']}`", row["prefill"], row["evict"] or "-", where]
+        name = _name(row) + (f", `prune={row['prune']}`" if row.get("prune") else "")
+        cells = [name, row["prefill"], row["evict"] or "-", where]
         lines.append([*cells, f"{row['budget']:.0%}", _kept(row), *parts])
     return _markdown(lines)
 
