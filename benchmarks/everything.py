@@ -26,7 +26,7 @@ SUITE = "reference_suite.py --level full --draw --forced --workers 2 --dtype bfl
 SECOND = "--model {second} --plan ../training/second/plan.json"
 MODES = f"{SUITE} --level modes --tokens 4k --batch 16 --prune 0.4 --budgets 0.1"
 TIMED = "prefill_overhead.py --budgets 0.2 --baselines sdpa --repeats 2"
-PRUNED = f"{TIMED} --tokens 65536 --phases lm_prefill"
+PRUNED = f"{TIMED} --tokens 65536 --phases lm_prefill --repeats 3"
 EVERY = (
     "clie,snapkv,pyramidkv,adakv,expected_attention,key_diff,infinipot_v,value_norm,streaming,"
     "random,fastv,evs"

@@ -14,7 +14,7 @@ from typing import Any
 from common import RESULTS
 
 TIMED = ("methods_long.json", "sparse_prefill_h200.json", "pruned.json", "pruned_clie.json")
-# The first that has a way: the runs with the speed plan, then those of eviction.
+# The first that has a way: all modes, then eviction alone.
 QUALITY = {
     "embedded model": ("modes_4k.json", "reference_4k.json"),
     "second model": ("second_modes_4k.json", "second_4k.json"),
@@ -51,7 +51,7 @@ WAYS = (
     Way("10% behind layer 2, sparse below", "clie", 0.1, "drop", "spatiotemporal", [2]),
     Way("20% behind layer 2, `fastv`", "fastv", 0.2, "drop", sources=[2]),
     Way("40% that do not repeat: **speed plan**", "evs", 0.4, "drop"),
-    Way("the same, then eviction to 10%, planned", "clie_rare", 0.1, "post", planned=True,
+    Way("40% that do not repeat, then 10% of all, planned", "clie_rare", 0.1, "post", planned=True,
         prune=0.4),
     Way("20% that do not repeat", "evs", 0.2, "drop"),
     Way("one frame in five", "frames", 0.2, sources=None,

@@ -271,7 +271,8 @@ def test_a_cache_of_uneven_rows_or_heads_does_not_go_on_elsewhere(allocation, ba
 
 @pytest.mark.parametrize("budget", [1.0, 0.3])
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
-def test_a_further_turn_can_mask_what_a_finished_row_was_fed(allocation, budget):
+@pytest.mark.parametrize("rows", [[0, 1], [0, 0]])  # with padding and without
+def test_a_further_turn_can_mask_what_a_finished_row_was_fed(rows, allocation, budget):
     """`generate` feeds padding to rows that are done; the next turn's mask takes it back."""
     model = tiny_model()
     turn = torch.tensor([[11, 12, 13]])
@@ -297,9 +298,9 @@ def test_a_further_turn_can_mask_what_a_finished_row_was_fed(allocation, budget)
         )[0, -12:]
 
     if budget == 1.0:
-        expected = second_turn([0, 1], junk=3)
+        expected = second_turn(rows, junk=3)
     with PureKV(PureKVConfig(budget=budget, allocation=allocation))(model):
-        ours = second_turn([0, 1], junk=3)
+        ours = second_turn(rows, junk=3)
         if budget != 1.0:
             expected = second_turn([0], junk=0)
     assert torch.equal(ours, expected)

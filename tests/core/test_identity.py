@@ -41,6 +41,20 @@ def test_budget_one_gives_the_bare_models_tokens_and_logits(
     assert run.report.compression == 1.0
 
 
+@pytest.mark.parametrize(
+    ("budget", "batch", "plain"), [(1.0, 1, True), (1.0, 3, False), (0.5, 1, False)]
+)
+def test_layers_go_straight_to_the_model_where_nothing_changes(budget, batch, plain):
+    model = tiny_model()
+    inputs = prompt("mixed", batch)
+    assert bool(inputs["attention_mask"].all()) == (batch == 1)
+    with PureKV(PureKVConfig(budget=budget))(model) as run, torch.no_grad():
+        model(**inputs)
+        assert run._plain == plain
+    assert run.report.prefill_per_layer == ["dense"] * 3
+    assert run.report.computed_per_layer == [inputs["input_ids"].shape[1]] * 3
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_model_is_as_before_after_the_block(attention, fails):

@@ -1,9 +1,12 @@
 """Lists of methods to configs: each once, and only what there is."""
 
+from dataclasses import replace
+
 import pytest
 
 from purekv import PureKVError
 from purekv.evals import make_configs, make_methods, method_name
+from purekv.planning.plan import Plan
 from tests.tiny import tiny_processor
 
 
@@ -38,6 +41,13 @@ def test_the_whole_budget_is_left_out_where_nothing_is_sparse():
     assert shown(make_methods(["clie"], [1.0], prefill="spatiotemporal")) == [("clie", "post", 1.0)]
     sparse = make_configs(["clie"], [1.0], prefills=["dense", "spatiotemporal"])
     assert [config.prefill for config in sparse] == ["spatiotemporal"]
+
+
+def test_the_whole_budget_stays_where_a_plan_is_sparse(tmp_path):
+    plan = replace(Plan.read("reference"), settings={"prefill": "spatiotemporal"})
+    plan.write(tmp_path / "plan.json")
+    (config,) = make_configs(["clie"], [1.0], plan=str(tmp_path / "plan.json"))
+    assert (config.prefill, config.budget) == ("spatiotemporal", 1.0)
 
 
 def test_frames_name_the_budget_that_is_no_share():

@@ -78,8 +78,8 @@ def make_configs(
             chosen = {"prefill": prefill, "evict": evict, **settings, **method_settings(name)}
             if not _planned(chosen):
                 chosen["plan"] = None
-            whole = chosen["prefill"] == "dense"  # then 1.0 is the full cache; 1 is a mistake
-            asked = [one for one in budgets if not (whole and isinstance(one, float) and one == 1)]
+            dense = _prefill(chosen) == "dense"  # then 1.0 is the full cache; 1 is a mistake
+            asked = [one for one in budgets if not (dense and isinstance(one, float) and one == 1)]
             try:
                 found += [PureKVConfig(budget=budget, **chosen) for budget in asked]
             except PureKVError as error:
@@ -98,6 +98,14 @@ def _planned(settings: dict[str, Any]) -> bool:
     if plan is None or settings["allocation"] != "uniform":
         return False
     return settings["scorer"] in ("clie", Plan.read(plan).settings.get("scorer"))
+
+
+def _prefill(settings: dict[str, Any]) -> str:
+    """That of the settings, or of their plan, which sets what is left at its default."""
+    prefill: str = settings["prefill"]
+    if prefill == "dense" and settings.get("plan"):
+        prefill = Plan.read(settings["plan"]).settings.get("prefill", prefill)
+    return prefill
 
 
 def _lacks(settings: dict[str, Any]) -> bool:

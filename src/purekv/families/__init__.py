@@ -3,7 +3,7 @@
 from typing import Any
 
 from purekv.errors import PureKVError
-from purekv.families.base import Family, Placeholder
+from purekv.families.base import Family, Placeholder, token_runs
 from purekv.families.gemma3 import Gemma3
 from purekv.families.generic import HOW_TO_ADD, Generic
 from purekv.families.glm4v import Glm4V
@@ -65,4 +65,4 @@ def for_config(config: Any) -> Family:
     )
 
 
-__all__ = ["FAMILIES", "GENERIC", "Family", "Placeholder", "for_config"]
+__all__ = ["FAMILIES", "GENERIC", "Family", "Placeholder", "for_config", "token_runs"]
