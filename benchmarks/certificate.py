@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from common import RESULTS, settings, write_results
-from score_ablation import drawn
+from score_ablation import spread
 
 from purekv import PureKV, PureKVConfig
 from purekv.evals import prepare_samples
@@ -25,7 +25,7 @@ FIELDS = ("dropped_mass", "error", "bound", "dropped_scores", "transfer", "kept"
 def measure(a: argparse.Namespace) -> tuple[str, list[dict[str, Any]]]:
     checkpoint = Checkpoint.find(a.model or default_checkpoint())
     model = checkpoint.model(device=a.device, dtype=a.dtype)
-    samples, read = drawn(a, model.device)
+    samples, read = spread(a, model.device)
     found: dict[tuple[float, int], list[Any]] = {}
     for sample in samples:
         inputs = prepare_samples(model, checkpoint.processor(), [sample], [read(sample)]).inputs

@@ -27,7 +27,7 @@ from purekv.allocation.ada import Ada
 from purekv.bench import results, write
 from purekv.layout import Layout, VisualSpan
 from purekv.rotation import Rotation
-from purekv.scoring import LayerInputs, Scorer
+from purekv.scoring import Attended, LayerInputs, Scorer
 from purekv.scoring.expected_attention import ExpectedAttention
 from purekv.scoring.h2o import H2O
 from purekv.scoring.key_diff import KeyDiff
@@ -154,8 +154,8 @@ class Dump:
         window = Window(observers, torch.ones_like(observers, dtype=torch.bool))
         for number in range(self.config.num_hidden_layers):
             query, key, value = (found[f"{number}.{name}"] for name in ("query", "key", "value"))
-            scaling = query.shape[-1] ** -0.5
-            yield LayerInputs(number, query, key, value, scaling, layout, window, rotation)
+            attended = Attended(number, query, key, value, query.shape[-1] ** -0.5)
+            yield attended.for_scorers(layout, window, rotation)
 
     def kept(self, name: str, budget: float) -> list[Tensor]:
         """bool [num_key_value_heads, S] of each layer."""
