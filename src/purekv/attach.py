@@ -281,9 +281,13 @@ class Run:
     def _is_plain(self) -> bool:
         """Whether a prefill is the unmodified model's in every layer, and nobody looks on."""
         prefill = self._prefill
-        if prefill is None or prefill.changes or self._looks_on:
+        if prefill is None or self._evicts_or_looks(prefill):
             return False
         return self._mask is None and not self._stock_masks
+
+    def _evicts_or_looks(self, prefill: Prefill) -> bool:
+        """Whether `_evict` runs at its layers."""
+        return prefill.changes or self._looks_on
 
     def _needs_mask(self) -> bool:
         """Whether any layer attends densely; what tokens are dropped later gets a mask then."""
@@ -297,8 +301,9 @@ class Run:
         """Keep the angles of a prompt's positions for its scorers."""
         kind = kwargs.get("layer_type") or (args[2] if len(args) > 2 else None)
         prefill = self._prefill
-        looks = prefill is not None and (prefill.changes or self._looks_on)
-        if prefill is not None and looks and kind in (None, "full_attention"):
+        if prefill is None or not self._evicts_or_looks(prefill):
+            return
+        if kind in (None, "full_attention"):
             position_ids = kwargs["position_ids"] if "position_ids" in kwargs else args[1]
             cos, sin = output
             prefill.rotation = Rotation(cos, sin, position_ids, module, kind)
@@ -385,7 +390,7 @@ class Run:
         assert prefill is not None
         prefill.attention.append(kind)
         prefill.computed.append(query.shape[2])
-        if not (prefill.changes or self._looks_on):
+        if not self._evicts_or_looks(prefill):
             return output
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
         attended = Attended(module.layer_idx, query, key, value, scaling, self._shards)
